@@ -1,0 +1,230 @@
+//! Clusters as the federation knows them: ids, keys, and the members with what they accept.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use crate::{ClusterName, Timestamp, TrustDomain};
+
+/// A SHA-256 digest. Rooms that hash hand it in; the model only compares it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    pub const ZERO: Self = Self([0; 32]);
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take(6).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for Digest {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() != 64 || !text.is_ascii() {
+            return Err("a digest is 64 hexadecimal digits");
+        }
+        let mut bytes = [0; 32];
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            let digits = text.get(2 * index..2 * index + 2).unwrap_or_default();
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| "a digest is 64 hexadecimal digits")?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+macro_rules! digest_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Digest);
+
+        impl $name {
+            pub const fn from_digest(digest: Digest) -> Self {
+                Self(digest)
+            }
+
+            pub const fn digest(&self) -> &Digest {
+                &self.0
+            }
+
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.0.0
+            }
+
+            /// The first twelve digits: enough to tell members apart for a person.
+            pub fn short(&self) -> String {
+                self.0.to_string().chars().take(12).collect()
+            }
+        }
+
+        impl TryFrom<&[u8]> for $name {
+            type Error = &'static str;
+            fn try_from(bytes: &[u8]) -> Result<Self, Self::Error> {
+                bytes.try_into().map(|bytes| Self(Digest(bytes))).map_err(|_| "an id has 32 bytes")
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+digest_id!(
+    /// Who a cluster is: the hash of its first root and its first replication key. Never reused, unlike its name.
+    ClusterId
+);
+digest_id!(
+    /// Which federation a record belongs to: the hash of the founding record.
+    FederationId
+);
+
+/// An Ed25519 public key (RFC 8032) with which a cluster signs its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplicationKey(pub [u8; 32]);
+
+/// An X25519 public key (RFC 7748) to which others seal what only this cluster may read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SealingKey(pub [u8; 32]);
+
+/// Where an edge can be dialled: `host:port`, host being a DNS name, an IPv4 address or a bracketed IPv6 address.
+///
+/// Kept as text because names are resolved anew at every attempt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint(Box<str>);
+
+/// Most bytes of an endpoint: a 253-byte DNS name, a colon and a port.
+pub const ENDPOINT_BYTES_MAX: usize = 259;
+/// Most endpoints that a member or a token may name.
+pub const ENDPOINTS_MAX: usize = 8;
+
+impl Endpoint {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("endpoint {:?} is not host:port", text.chars().take(80).collect::<String>());
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let port: u16 = port.parse().map_err(|_| wrong())?;
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        let inner = host.trim_start_matches('[').trim_end_matches(']');
+        let plain = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-');
+        let six = bracketed && inner.parse::<std::net::Ipv6Addr>().is_ok();
+        if text.len() > ENDPOINT_BYTES_MAX || port == 0 || !(plain || six) {
+            return Err(wrong());
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whose rules about this cluster's services count here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Accept {
+    /// A lawmaker's rules count in full.
+    #[default]
+    Federation,
+    /// Rules of others can only restrict.
+    Own,
+}
+
+/// A cluster that was admitted to the federation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub id: ClusterId,
+    pub name: ClusterName,
+    pub trust_domain: TrustDomain,
+    /// SHA-256 of the DER of the root that the admission names.
+    pub root: Digest,
+    pub replication_key: ReplicationKey,
+    pub sealing_key: SealingKey,
+    /// Who signed the admission; the member itself for the founder.
+    pub sponsor: ClusterId,
+    pub admitted_at: Timestamp,
+    pub lawmaker: bool,
+    pub accept: Accept,
+    /// Where this member's edge accepts sessions; empty for a member that only dials.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Every member, by id, by name and by trust domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    by_id: BTreeMap<ClusterId, Member>,
+    by_name: BTreeMap<ClusterName, ClusterId>,
+    by_trust_domain: BTreeMap<TrustDomain, ClusterId>,
+}
+
+impl Members {
+    /// Adds a member unless its name or trust domain is another's: the first that was accepted stays pinned.
+    ///
+    /// Returns whether it was added or was there already under the same id.
+    pub fn insert(&mut self, member: Member) -> bool {
+        let named = self.by_name.get(&member.name).is_some_and(|id| *id != member.id);
+        let rooted = self.by_trust_domain.get(&member.trust_domain).is_some_and(|id| *id != member.id);
+        let renamed = self
+            .by_id
+            .get(&member.id)
+            .is_some_and(|held| held.name != member.name || held.trust_domain != member.trust_domain);
+        if named || rooted || renamed {
+            return false;
+        }
+        self.by_name.insert(member.name.clone(), member.id);
+        self.by_trust_domain.insert(member.trust_domain.clone(), member.id);
+        self.by_id.insert(member.id, member);
+        true
+    }
+
+    pub fn get(&self, id: &ClusterId) -> Option<&Member> {
+        self.by_id.get(id)
+    }
+
+    pub fn get_mut(&mut self, id: &ClusterId) -> Option<&mut Member> {
+        self.by_id.get_mut(id)
+    }
+
+    pub fn by_name(&self, name: &ClusterName) -> Option<&Member> {
+        self.by_name.get(name).and_then(|id| self.by_id.get(id))
+    }
+
+    pub fn by_trust_domain(&self, domain: &TrustDomain) -> Option<&Member> {
+        self.by_trust_domain.get(domain).and_then(|id| self.by_id.get(id))
+    }
+
+    /// In order of id.
+    pub fn iter(&self) -> impl Iterator<Item = &Member> {
+        self.by_id.values()
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+}

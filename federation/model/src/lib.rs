@@ -1,0 +1,53 @@
+//! The nouns and rules that clusters agree on.
+//!
+//! In: values that other rooms parsed. Out: decisions, snapshots, effects.
+//! Never: sockets, disk, tokio, serde, digests, signatures, or the time of day (callers pass `now`).
+
+mod authorizer;
+mod bundle;
+mod cluster;
+mod denial;
+mod intention;
+mod name;
+mod peer;
+mod permit;
+mod record;
+mod reference;
+mod replica;
+mod service;
+mod snapshot;
+mod spiffe;
+mod time;
+mod token;
+mod vector;
+
+pub use authorizer::{Authorizer, Decision};
+pub use bundle::{BundleError, Bundles, ROOT_BYTES_MAX, ROOTS_MAX, TrustBundle};
+pub use cluster::{
+    Accept, ClusterId, Digest, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX, Endpoint, FederationId, Member, Members,
+    ReplicationKey, SealingKey,
+};
+pub use denial::{Denial, DenialReason};
+pub use intention::{Action, Intention, IntentionKey, Layer, RuleState};
+pub use name::{AccountName, ClusterName, LABEL_BYTES_MAX, NameError, NamespaceName, ServiceName};
+pub use peer::{Proof, VerifiedPeer};
+pub use permit::{Passage, Permit};
+pub use record::{
+    Admission, Audience, Authentic, Body, Candidate, Export, MemberTerms, Position,
+    RECORD_BYTES_MAX, REPLACES_MAX, Record, RecordId, RecordKey,
+};
+pub use reference::{
+    ClusterPattern, DestinationPattern, Label, ReferenceError, ServiceRef, SourcePattern, SourceRef, MESH_ZONE,
+};
+pub use replica::{Alarm, Effect, Message, Replica, ReplicaError};
+pub use service::{ACCOUNTS_MAX, AccountRef, ConnectionId, InstanceId, Service, ServiceCatalog, ServiceId};
+pub use snapshot::{Conflict, Snapshot, fold};
+pub use spiffe::{Role, SPIFFE_ID_BYTES_MAX, SpiffeId, SpiffeIdError, TRUST_DOMAIN_BYTES_MAX, TrustDomain};
+pub use time::Timestamp;
+pub use token::{
+    BAD_PROOFS_MAX, JoinToken, TOKEN_TTL_DEFAULT, TOKEN_TTL_MAX, TOKENS_OPEN_MAX, TokenError, TokenId, TokenSecret,
+};
+pub use vector::{EPOCHS_MAX, Head, LOGS_MAX, Vector};
+
+#[cfg(any(test, feature = "reference"))]
+pub mod evaluator;

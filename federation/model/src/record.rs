@@ -1,0 +1,209 @@
+//! Records: what clusters write, sign and relay.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    Accept, AccountRef, ClusterId, ClusterName, Digest, Endpoint, FederationId, Intention, IntentionKey, NamespaceName,
+    ReplicationKey, SealingKey, ServiceName, Timestamp, TrustBundle, TrustDomain,
+};
+
+/// Longest signed envelope in bytes.
+pub const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// Most records that one write may replace.
+pub const REPLACES_MAX: usize = 256;
+
+/// Who may read a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Audience {
+    /// The public log: members, bundles, intentions. Every member reads the law.
+    Law,
+    /// Services exported to all members.
+    All,
+    /// Services shown to one member. A cluster's own id: services not exported, which never leave it.
+    Member(ClusterId),
+}
+
+/// A record's place: unique unless its writer equivocates, which the digest then shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RecordId {
+    pub writer: ClusterId,
+    pub audience: Audience,
+    pub epoch: u64,
+    pub seq: u64,
+    pub digest: Digest,
+}
+
+impl fmt::Display for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let audience = match self.audience {
+            Audience::Law => "law".to_owned(),
+            Audience::All => "all".to_owned(),
+            Audience::Member(id) => id.short(),
+        };
+        write!(f, "{}/{audience}/{}.{}", self.writer.short(), self.epoch, self.seq)
+    }
+}
+
+/// Where the next record of a log goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    pub epoch: u64,
+    pub seq: u64,
+    /// Digest of the record before it in the same epoch; zero for the first.
+    pub previous: Digest,
+}
+
+/// What a cluster says of itself when it founds or joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Hash of root and first replication key; whoever checks the signature recomputes it.
+    pub id: ClusterId,
+    pub name: ClusterName,
+    pub trust_domain: TrustDomain,
+    /// DER of its root certificate.
+    pub root: Vec<u8>,
+    pub replication_key: ReplicationKey,
+    pub sealing_key: SealingKey,
+}
+
+/// The sponsor's word that a candidate is a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    pub candidate: Candidate,
+    /// Whether it may make rules about others' services.
+    pub lawmaker: bool,
+}
+
+/// What a member says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberTerms {
+    pub accept: Accept,
+    /// Where its edge accepts sessions; empty if it only dials.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A service as its owner tells it to an audience.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    pub service: ServiceName,
+    pub namespace: NamespaceName,
+    pub port: u16,
+    pub accounts: Vec<AccountRef>,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// First record of a federation, by its founder, who is a lawmaker. Its digest is the federation's id.
+    Founding(Candidate),
+    Admission(Admission),
+    Terms(MemberTerms),
+    Lawmaker { cluster: ClusterId, on: bool },
+    Bundle(TrustBundle),
+    Intention(Intention),
+    Service(Export),
+    /// The service is no longer shown to this audience.
+    ServiceGone { service: ServiceName, namespace: NamespaceName },
+    /// A kind that this version does not know. Kept, forwarded; a critical one denies its writer's own services and
+    /// accounts (its scope cannot be read).
+    Unknown { kind: u32, critical: bool },
+}
+
+/// What a record is about: two records of one key may replace each other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RecordKey {
+    /// Per (member, writer).
+    Admission { cluster: ClusterId, writer: ClusterId },
+    Terms(ClusterId),
+    Lawmaker { cluster: ClusterId, writer: ClusterId },
+    Bundle(ClusterId),
+    /// Many writers.
+    Intention(IntentionKey),
+    Service { writer: ClusterId, audience: Audience, namespace: NamespaceName, service: ServiceName },
+    Unknown { writer: ClusterId, kind: u32, digest: Digest },
+}
+
+/// A record as its writer signed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The federation it belongs to; zero in a founding record, whose digest becomes the id.
+    pub federation: FederationId,
+    pub writer: ClusterId,
+    pub audience: Audience,
+    pub epoch: u64,
+    /// From 1, without gaps within an epoch.
+    pub seq: u64,
+    /// Digest of the record before it in this epoch; zero for the first.
+    pub previous: Digest,
+    /// The records that this one takes the place of, at most [`REPLACES_MAX`].
+    pub replaces: Vec<RecordId>,
+    /// The operator who wrote it, for people; at most 256 bytes.
+    pub author: String,
+    /// When, by the writer's clock: shown, never used to order.
+    pub written_at: Timestamp,
+    pub body: Body,
+}
+
+/// A value whose signature was checked, with the exact bytes that were signed.
+///
+/// Made by `federation/identity` alone. The raw bytes are what is stored and forwarded.
+#[derive(Clone, Debug)]
+pub struct Authentic<T> {
+    value: T,
+    raw: Arc<[u8]>,
+    digest: Digest,
+}
+
+impl<T> Authentic<T> {
+    /// Asserts that `raw` was signed by the writer and says `value`, and that `digest` is the SHA-256 of its signed
+    /// part: called by `federation/identity` and nowhere else (a test holds this).
+    pub fn assertion(value: T, raw: Arc<[u8]>, digest: Digest) -> Self {
+        Self { value, raw, digest }
+    }
+
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// The signed envelope, byte for byte.
+    pub fn raw(&self) -> &Arc<[u8]> {
+        &self.raw
+    }
+
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+impl Authentic<Record> {
+    pub fn id(&self) -> RecordId {
+        let Record { writer, audience, epoch, seq, .. } = &self.value;
+        RecordId { writer: *writer, audience: *audience, epoch: *epoch, seq: *seq, digest: self.digest }
+    }
+
+    pub fn key(&self) -> RecordKey {
+        let record = &self.value;
+        let writer = record.writer;
+        match &record.body {
+            Body::Founding(candidate) => RecordKey::Admission { cluster: candidate.id, writer },
+            Body::Admission(admission) => RecordKey::Admission { cluster: admission.candidate.id, writer },
+            Body::Terms(_) => RecordKey::Terms(writer),
+            Body::Lawmaker { cluster, .. } => RecordKey::Lawmaker { cluster: *cluster, writer },
+            Body::Bundle(_) => RecordKey::Bundle(writer),
+            Body::Intention(intention) => RecordKey::Intention(intention.key.clone()),
+            Body::Service(export) => RecordKey::Service {
+                writer,
+                audience: record.audience,
+                namespace: export.namespace.clone(),
+                service: export.service.clone(),
+            },
+            Body::ServiceGone { service, namespace } => RecordKey::Service {
+                writer,
+                audience: record.audience,
+                namespace: namespace.clone(),
+                service: service.clone(),
+            },
+            Body::Unknown { kind, .. } => RecordKey::Unknown { writer, kind: *kind, digest: self.digest },
+        }
+    }
+}

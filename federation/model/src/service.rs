@@ -1,0 +1,123 @@
+//! Services and the catalog of those that this cluster may see.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::{AccountName, ClusterId, NamespaceName, ServiceName, ServiceRef, SpiffeId, TrustDomain};
+
+/// An account within a cluster: `account.namespace`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AccountRef {
+    pub account: AccountName,
+    pub namespace: NamespaceName,
+}
+
+impl fmt::Display for AccountRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.account, self.namespace)
+    }
+}
+
+/// Which service, beyond doubt: the cluster by its id, since names can be freed and given again.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceId {
+    pub service: ServiceName,
+    pub namespace: NamespaceName,
+    pub cluster: ClusterId,
+}
+
+/// A service: what can be dialled, and who may serve it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub id: ServiceId,
+    /// The same with the cluster's name: what people read and DNS answers.
+    pub name: ServiceRef,
+    /// Trust domain of the cluster that owns it; a server must hold an SVID of it.
+    pub trust_domain: TrustDomain,
+    /// The port that clients dial.
+    pub port: u16,
+    /// Accounts that may serve it, at least one (default: the account of its own name), at most [`ACCOUNTS_MAX`].
+    pub accounts: Vec<AccountRef>,
+    /// Whether the owner exported it, so that other members see it.
+    pub exported: bool,
+}
+
+/// Most accounts that a service may name.
+pub const ACCOUNTS_MAX: usize = 16;
+
+impl Service {
+    /// The only identities that a client accepts as this service.
+    pub fn server_ids(&self) -> Vec<SpiffeId> {
+        self.accounts.iter().map(|account| self.trust_domain.account(account)).collect()
+    }
+}
+
+/// Every service that this cluster may see: its own, and what others exported to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCatalog {
+    by_id: BTreeMap<ServiceId, Service>,
+    by_name: BTreeMap<ServiceRef, ServiceId>,
+}
+
+impl ServiceCatalog {
+    pub fn insert(&mut self, service: Service) {
+        self.by_name.insert(service.name.clone(), service.id.clone());
+        self.by_id.insert(service.id.clone(), service);
+    }
+
+    pub fn get(&self, id: &ServiceId) -> Option<&Service> {
+        self.by_id.get(id)
+    }
+
+    pub fn by_name(&self, name: &ServiceRef) -> Option<&Service> {
+        self.by_name.get(name).and_then(|id| self.by_id.get(id))
+    }
+
+    /// In order of id.
+    pub fn iter(&self) -> impl Iterator<Item = &Service> {
+        self.by_id.values()
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+}
+
+macro_rules! random_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub [u8; 16]);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{self}")
+            }
+        }
+
+        impl TryFrom<&[u8]> for $name {
+            type Error = &'static str;
+            fn try_from(bytes: &[u8]) -> Result<Self, Self::Error> {
+                bytes.try_into().map(Self).map_err(|_| "an id has 16 bytes")
+            }
+        }
+    };
+}
+
+random_id!(
+    /// One process that serves a service: random, 128 bits, made at its start. A renewal must reach the same one.
+    InstanceId
+);
+random_id!(
+    /// One proxied connection, end to end: random, 128 bits, made by the sidecar that opens it.
+    ConnectionId
+);

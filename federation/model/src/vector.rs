@@ -1,0 +1,37 @@
+//! How far a replica has each log: per (writer, audience) and epoch, the head it holds without a gap.
+
+use std::collections::BTreeMap;
+
+use crate::{Audience, ClusterId, Digest};
+
+/// Most epochs of one log that a replica keeps.
+pub const EPOCHS_MAX: usize = 256;
+/// Most logs that a vector may name: 1,000 members with a few audiences each.
+pub const LOGS_MAX: usize = 16 * 1024;
+
+/// The last record held of an epoch, all before it being held too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Head {
+    pub seq: u64,
+    pub digest: Digest,
+}
+
+/// How far a replica has each log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Vector(pub BTreeMap<(ClusterId, Audience), BTreeMap<u64, Head>>);
+
+impl Vector {
+    pub fn head(&self, writer: ClusterId, audience: Audience, epoch: u64) -> Option<Head> {
+        self.0.get(&(writer, audience)).and_then(|epochs| epochs.get(&epoch)).copied()
+    }
+
+    pub fn set(&mut self, writer: ClusterId, audience: Audience, epoch: u64, head: Head) {
+        self.0.entry((writer, audience)).or_default().insert(epoch, head);
+    }
+
+    /// The newest epoch of a log and its head.
+    pub fn latest(&self, writer: ClusterId, audience: Audience) -> Option<(u64, Head)> {
+        let (epoch, head) = self.0.get(&(writer, audience))?.last_key_value()?;
+        Some((*epoch, *head))
+    }
+}
