@@ -4,6 +4,7 @@
 //! Never: stores, TLS, signatures. Generated types stop here, in `gateway/api` and in `federation/link`'s wire.
 
 /// Generated code, nested as the packages are: it refers to itself by `super`.
+#[allow(unreachable_pub, reason = "generated items are public; what leaves the crate is re-exported below")]
 mod hanse {
     pub mod record {
         pub mod v1 {

@@ -33,11 +33,11 @@ pub use name::{AccountName, ClusterName, LABEL_BYTES_MAX, NameError, NamespaceNa
 pub use peer::{Proof, VerifiedPeer};
 pub use permit::{Passage, Permit};
 pub use record::{
-    Admission, Audience, Authentic, Body, Candidate, Export, MemberTerms, Position,
-    RECORD_BYTES_MAX, REPLACES_MAX, Record, RecordId, RecordKey,
+    Admission, Audience, Authentic, Body, Candidate, Export, MemberTerms, Position, RECORD_BYTES_MAX, REPLACES_MAX,
+    Record, RecordId, RecordKey,
 };
 pub use reference::{
-    ClusterPattern, DestinationPattern, Label, ReferenceError, ServiceRef, SourcePattern, SourceRef, MESH_ZONE,
+    ClusterPattern, DestinationPattern, Label, MESH_ZONE, ReferenceError, ServiceRef, SourcePattern, SourceRef,
 };
 pub use replica::{Alarm, Effect, Message, Replica, ReplicaError};
 pub use service::{ACCOUNTS_MAX, AccountRef, ConnectionId, InstanceId, Service, ServiceCatalog, ServiceId};

@@ -98,29 +98,53 @@ pub enum Body {
     Founding(Candidate),
     Admission(Admission),
     Terms(MemberTerms),
-    Lawmaker { cluster: ClusterId, on: bool },
+    Lawmaker {
+        cluster: ClusterId,
+        on: bool,
+    },
     Bundle(TrustBundle),
     Intention(Intention),
     Service(Export),
     /// The service is no longer shown to this audience.
-    ServiceGone { service: ServiceName, namespace: NamespaceName },
+    ServiceGone {
+        service: ServiceName,
+        namespace: NamespaceName,
+    },
     /// A kind that this version does not know. Kept, forwarded; a critical one denies its writer's own services and
     /// accounts (its scope cannot be read).
-    Unknown { kind: u32, critical: bool },
+    Unknown {
+        kind: u32,
+        critical: bool,
+    },
 }
 
 /// What a record is about: two records of one key may replace each other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordKey {
     /// Per (member, writer).
-    Admission { cluster: ClusterId, writer: ClusterId },
+    Admission {
+        cluster: ClusterId,
+        writer: ClusterId,
+    },
     Terms(ClusterId),
-    Lawmaker { cluster: ClusterId, writer: ClusterId },
+    Lawmaker {
+        cluster: ClusterId,
+        writer: ClusterId,
+    },
     Bundle(ClusterId),
     /// Many writers.
     Intention(IntentionKey),
-    Service { writer: ClusterId, audience: Audience, namespace: NamespaceName, service: ServiceName },
-    Unknown { writer: ClusterId, kind: u32, digest: Digest },
+    Service {
+        writer: ClusterId,
+        audience: Audience,
+        namespace: NamespaceName,
+        service: ServiceName,
+    },
+    Unknown {
+        writer: ClusterId,
+        kind: u32,
+        digest: Digest,
+    },
 }
 
 /// A record as its writer signed it.

@@ -20,7 +20,10 @@ pub enum Message {
 pub enum Effect {
     /// Make durable before any later effect is carried out.
     Persist(Vec<Authentic<Record>>),
-    Send { peer: ClusterId, message: Message },
+    Send {
+        peer: ClusterId,
+        message: Message,
+    },
     /// Fold and publish a new snapshot.
     Publish,
     Alarm(Alarm),

@@ -1,0 +1,1 @@
+//! A slow and obvious reading of the law, beside which the compiled one is tested.
