@@ -3,6 +3,8 @@
 //! In: bytes from peers, files and operators. Out: model values, or an error that names the field.
 //! Never: stores, TLS, signatures. Generated types stop here, in `gateway/api` and in `federation/link`'s wire.
 
+pub mod convert;
+
 /// Generated code, nested as the packages are: it refers to itself by `super`.
 #[allow(unreachable_pub, reason = "generated items are public; what leaves the crate is re-exported below")]
 mod hanse {

@@ -1,9 +1,25 @@
 //! Compiles intentions into an [`Authorizer`].
 //!
-//! In: every live intention, local and replicated. Out: one immutable table, ordered by precedence.
-//! Never: looks at sockets, certificates or time. Empty input denies everything.
+//! In: every intention, local and replicated, replaced ones included. Out: one immutable table, found by destination and
+//! source in a bounded number of probes. Never: looks at sockets, certificates or the clock. Empty input denies
+//! everything.
+//!
+//! The order of judgement: a guardrail, a timed deny, a record that cannot be understood, then the rules. Among the
+//! rules a call needs an allow as the highest of what the destination's cluster and the lawmakers say, and no deny as
+//! the highest of what the destination's cluster says by itself, nor of what the source's cluster says.
 
-use crate::{Action, Denial, DenialReason, Passage, Permit, RecordId, Service, SpiffeId, Timestamp, VerifiedPeer};
+mod compile;
+mod index;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use self::index::{Law, Verdict};
+use crate::{
+    Action, ClusterId, Conflict, Denial, DenialReason, IntentionKey, Members, Passage, Permit, Proof, Record, RecordId,
+    RuleState, Service, ServiceId, SpiffeId, Timestamp, VerifiedPeer,
+};
 
 /// What the law says of a pair, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,31 +33,94 @@ pub struct Decision {
     pub rule_text: Option<String>,
 }
 
+/// How one live version of an intention stands: what `intention list` shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub id: RecordId,
+    pub key: IntentionKey,
+    pub state: RuleState,
+    /// Consul's precedence, 1 to 9.
+    pub precedence: u8,
+    pub writer: ClusterId,
+    pub author: String,
+    pub written_at: Timestamp,
+    /// Whether it counts for any pair at all.
+    pub counts: bool,
+    /// Why it does not count, or only in part; empty otherwise.
+    pub note: String,
+    /// Whether other live versions of its key exist that nobody has resolved.
+    pub conflict: bool,
+    /// The rule in words: `deny web.shop.* -> payments.billing.west`.
+    pub text: String,
+}
+
 /// The compiled law. The default denies everything.
 #[derive(Clone, Debug, Default)]
-pub struct Authorizer {}
+pub struct Authorizer {
+    law: Arc<Law>,
+    own: Option<ClusterId>,
+    revision: u64,
+}
 
 impl Authorizer {
+    /// Compiles the law out of whatever records are given; those that are no rules are passed over.
+    ///
+    /// Entitlement is judged here by `members`, so a change of who makes law needs a new compilation.
+    pub fn compile<'a>(rules: impl Iterator<Item = (RecordId, &'a Record)>, members: &Members) -> Self {
+        Self { law: Arc::new(compile::law(rules, members)), own: None, revision: 0 }
+    }
+
+    /// The same law as it stands in cluster `own` at a snapshot's revision, which permits then carry.
+    ///
+    /// Without it every passage needs a session, its source being nobody's own.
+    #[must_use]
+    pub fn at(self, own: ClusterId, revision: u64) -> Self {
+        Self { own: Some(own), revision, ..self }
+    }
+
     /// What the law says of `source` calling `service`, without any proof: for `check` and lists, never for a stream.
     pub fn decide(&self, source: &SpiffeId, service: &Service) -> Decision {
-        let _ = (source, service);
-        Decision { action: Action::Deny, reason: Some(DenialReason::DefaultDeny), rule: None, rule_text: None }
+        match self.law.judge(source, &service.id) {
+            Verdict::Allow(rule) => Decision {
+                action: Action::Allow,
+                reason: None,
+                rule: Some(rule.id),
+                rule_text: Some(rule.text.to_owned()),
+            },
+            Verdict::Deny(reason, rule) => Decision {
+                action: Action::Deny,
+                reason: Some(reason),
+                rule: rule.map(|rule| rule.id),
+                rule_text: rule.map(|rule| rule.text.to_owned()),
+            },
+        }
     }
 
     /// Leave for `peer` to reach `service`, where its mTLS ends. Needs a peer proved by `Tls` or `Own`.
+    ///
+    /// # Errors
+    /// The wrong proof, an ended credential, or the law's denial.
     pub fn authorize(&self, peer: &VerifiedPeer, service: &Service, now: Timestamp) -> Result<Permit, Denial> {
-        let _ = (peer, service, now);
-        Err(Denial {
-            reason: DenialReason::DefaultDeny,
-            source: Some(peer.id().clone()),
-            destination: service.name.to_string(),
-            rule: None,
-            rule_text: None,
+        if !matches!(peer.proof(), Proof::Tls | Proof::Own) {
+            return Err(denial(DenialReason::WrongProof, peer, service, None));
+        }
+        let rule = self.leave(peer, service, now)?;
+        Ok(Permit {
+            source: peer.id().clone(),
+            service: service.id.clone(),
+            rule,
+            deadline: peer.not_after(),
+            policy: self.revision,
         })
     }
 
     /// Leave for sealed bytes of `signed` to pass on toward `service`. Needs `Signed`; and if the identity is another
     /// member's, the `Session` over which it came, of that same member.
+    ///
+    /// The passage ends with the leaf that signed; the session's own end closes its tunnels whatever this says.
+    ///
+    /// # Errors
+    /// The wrong proof, a session of somebody else or none where one is needed, an ended credential, or the law's denial.
     pub fn authorize_passage(
         &self,
         signed: &VerifiedPeer,
@@ -49,13 +128,77 @@ impl Authorizer {
         service: &Service,
         now: Timestamp,
     ) -> Result<Passage, Denial> {
-        let _ = (signed, session, service, now);
-        Err(Denial {
-            reason: DenialReason::DefaultDeny,
-            source: Some(signed.id().clone()),
-            destination: service.name.to_string(),
-            rule: None,
-            rule_text: None,
+        let refuse = |reason| Err(denial(reason, signed, service, None));
+        if signed.proof() != Proof::Signed {
+            return refuse(DenialReason::WrongProof);
+        }
+        match session {
+            Some(session) => {
+                let edge = session.proof() == Proof::Session && session.id().role() == crate::Role::Edge;
+                if !edge || session.trust_domain() != signed.trust_domain() {
+                    return refuse(DenialReason::WrongProof);
+                }
+                if now >= session.not_after() {
+                    return refuse(DenialReason::Expired);
+                }
+            }
+            None if self.own.is_none() || self.law.cluster_of(signed.trust_domain()) != self.own => {
+                return refuse(DenialReason::WrongProof);
+            }
+            None => {}
+        }
+        let rule = self.leave(signed, service, now)?;
+        Ok(Passage {
+            source: signed.id().clone(),
+            service: service.id.clone(),
+            rule,
+            deadline: signed.not_after(),
+            policy: self.revision,
         })
+    }
+
+    /// How every live version of every intention stands, in the order in which they are weighed.
+    ///
+    /// Lone tombstones are left out: what they deleted is gone.
+    pub fn explain(&self) -> &[Standing] {
+        &self.law.standings
+    }
+
+    /// Intentions with concurrent versions that nobody has resolved.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let mut found: Vec<Conflict> = Vec::new();
+        for standing in self.law.standings.iter().filter(|standing| standing.conflict) {
+            match found.last_mut() {
+                Some(last) if last.key == standing.key => last.siblings.push(standing.id),
+                _ => found.push(Conflict { key: standing.key.clone(), siblings: vec![standing.id] }),
+            }
+        }
+        found
+    }
+
+    /// The reason of a pair's decision without any words: for figures and comparisons.
+    pub fn allows(&self, source: &SpiffeId, service: &ServiceId) -> bool {
+        matches!(self.law.judge(source, service), Verdict::Allow(_))
+    }
+
+    /// The rule that allows it, or the denial. What every leave rests on.
+    fn leave(&self, peer: &VerifiedPeer, service: &Service, now: Timestamp) -> Result<RecordId, Denial> {
+        if now >= peer.not_after() {
+            return Err(denial(DenialReason::Expired, peer, service, None));
+        }
+        match self.law.judge(peer.id(), &service.id) {
+            Verdict::Allow(rule) => Ok(rule.id),
+            Verdict::Deny(reason, rule) => Err(denial(reason, peer, service, rule)),
+        }
+    }
+}
+
+fn denial(reason: DenialReason, peer: &VerifiedPeer, service: &Service, rule: Option<index::Cause<'_>>) -> Denial {
+    Denial {
+        reason,
+        source: Some(peer.id().clone()),
+        destination: service.name.to_string(),
+        rule: rule.map(|rule| rule.id),
+        rule_text: rule.map(|rule| rule.text.to_owned()),
     }
 }

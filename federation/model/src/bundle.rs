@@ -70,3 +70,81 @@ impl Bundles {
         self.0.values()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(domain: &str, sequence: u64, roots: &[&[u8]]) -> TrustBundle {
+        let roots = roots.iter().map(|root| root.to_vec()).collect();
+        TrustBundle { trust_domain: domain.parse().expect("trust domain"), sequence, roots }
+    }
+
+    fn held() -> Bundles {
+        let mut bundles = Bundles::default();
+        bundles.update(bundle("east", 7, &[b"one"])).expect("first");
+        bundles
+    }
+
+    fn check_refused(bundle: TrustBundle, expected: BundleError) {
+        let mut bundles = held();
+        assert_eq!(bundles.update(bundle), Err(expected));
+        assert_eq!(bundles, held(), "the held bundle stays");
+    }
+
+    #[test]
+    fn a_higher_sequence_is_taken() {
+        let mut bundles = held();
+        bundles.update(bundle("east", 8, &[b"two"])).expect("newer");
+        let domain = "east".parse().expect("trust domain");
+        assert_eq!(bundles.get(&domain).map(|bundle| bundle.sequence), Some(8));
+    }
+
+    #[test]
+    fn the_same_again_is_taken() {
+        assert_eq!(held().update(bundle("east", 7, &[b"one"])), Ok(()));
+    }
+
+    #[test]
+    fn no_roots_revoke_all() {
+        let mut bundles = held();
+        bundles.update(bundle("east", 8, &[])).expect("an empty bundle is a bundle");
+        let domain = "east".parse().expect("trust domain");
+        assert_eq!(bundles.get(&domain).map(|bundle| bundle.roots.len()), Some(0));
+    }
+
+    #[test]
+    fn bundle_with_lower_sequence_is_refused() {
+        let domain = "east".parse().expect("trust domain");
+        check_refused(bundle("east", 6, &[b"old"]), BundleError::Rollback { domain, held: 7, got: 6 });
+    }
+
+    #[test]
+    fn bundle_with_same_sequence_and_other_roots_is_refused() {
+        let domain = "east".parse().expect("trust domain");
+        check_refused(bundle("east", 7, &[b"other"]), BundleError::Equivocation { domain, sequence: 7 });
+    }
+
+    #[test]
+    fn too_many_or_too_long_roots_are_refused() {
+        let domain = || "east".parse().expect("trust domain");
+        let many = bundle("east", 8, &[b"root".as_slice(); ROOTS_MAX + 1]);
+        check_refused(many, BundleError::TooManyRoots { domain: domain(), count: 65 });
+        let long = vec![0; ROOT_BYTES_MAX + 1];
+        check_refused(bundle("east", 8, &[&long]), BundleError::RootTooLong { domain: domain(), bytes: 16_385 });
+        assert_eq!(
+            held().update(bundle("east", 8, &[&long[1..]; ROOTS_MAX])),
+            Ok(()),
+            "the bounds themselves are fine"
+        );
+    }
+
+    #[test]
+    fn domains_are_never_merged() {
+        let mut bundles = held();
+        bundles.update(bundle("west", 1, &[b"two"])).expect("another domain");
+        assert_eq!(bundles.iter().count(), 2);
+        let east = "east".parse().expect("trust domain");
+        assert_eq!(bundles.get(&east).map(|bundle| bundle.roots.clone()), Some(vec![b"one".to_vec()]));
+    }
+}

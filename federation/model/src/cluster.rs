@@ -1,6 +1,6 @@
 //! Clusters as the federation knows them: ids, keys, and the members with what they accept.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 use crate::{ClusterName, Timestamp, TrustDomain};
 
@@ -158,8 +158,8 @@ pub struct Member {
     pub id: ClusterId,
     pub name: ClusterName,
     pub trust_domain: TrustDomain,
-    /// SHA-256 of the DER of the root that the admission names.
-    pub root: Digest,
+    /// DER of the root that the admission names (the model computes no digest; identity makes one where it needs it).
+    pub root: Arc<[u8]>,
     pub replication_key: ReplicationKey,
     pub sealing_key: SealingKey,
     /// Who signed the admission; the member itself for the founder.
@@ -226,5 +226,88 @@ impl Members {
 
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{cluster, member};
+
+    #[test]
+    fn endpoints_are_host_and_port() {
+        for good in ["east.example:7000", "10.0.0.1:1", "[::1]:65535", "[2001:db8::7]:443", "localhost:80"] {
+            assert_eq!(good.parse::<Endpoint>().expect(good).to_string(), good);
+        }
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_refused() {
+        let long = format!("{}:1", "a".repeat(300));
+        for bad in [
+            "",
+            ":",
+            "host",
+            "host:",
+            ":80",
+            "host:0",
+            "host:65536",
+            "host:-1",
+            "host:http",
+            "::1:80",
+            "[::1]",
+            "[::1:80",
+            "[host]:80",
+            "ho st:80",
+            "host/:80",
+            "user@host:80",
+            "héte:80",
+            "host:80 ",
+            "[]:80",
+            &long,
+        ] {
+            assert!(bad.parse::<Endpoint>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn digests_are_written_and_read_in_hexadecimal() {
+        let digest = Digest(std::array::from_fn(|at| at as u8));
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+        assert!(digest.to_string().starts_with("000102"));
+        for bad in ["", "00", &"g".repeat(64), &"0".repeat(63), &"0".repeat(65), &"é".repeat(32)] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ids_have_thirty_two_bytes() {
+        assert!(ClusterId::try_from([0; 32].as_slice()).is_ok());
+        for bytes in [0, 31, 33] {
+            assert!(ClusterId::try_from(vec![0; bytes].as_slice()).is_err());
+        }
+        assert_eq!(cluster(0).short(), "010101010101");
+    }
+
+    #[test]
+    fn the_first_member_of_a_name_or_trust_domain_stays() {
+        let mut members = Members::default();
+        assert!(members.insert(member(0, true, Accept::Own)));
+        let mut same_name = member(1, false, Accept::Own);
+        same_name.name = "east".parse().expect("name");
+        let mut same_domain = member(1, false, Accept::Own);
+        same_domain.trust_domain = member(0, true, Accept::Own).trust_domain;
+        let mut renamed = member(0, true, Accept::Own);
+        renamed.name = "other".parse().expect("name");
+        let mut moved = member(0, true, Accept::Own);
+        moved.trust_domain = "other".parse().expect("trust domain");
+        for refused in [same_name, same_domain, renamed, moved] {
+            assert!(!members.insert(refused));
+        }
+        assert!(members.insert(member(0, false, Accept::Federation)), "the same again may change its standing");
+        assert_eq!(members.len(), 1);
+        let east = members.by_name(&"east".parse().expect("name")).expect("east");
+        assert_eq!((east.id, east.lawmaker), (cluster(0), false));
+        assert_eq!(members.by_trust_domain(&east.trust_domain).map(|member| member.id), Some(cluster(0)));
     }
 }

@@ -121,3 +121,39 @@ impl fmt::Display for Denial {
 }
 
 impl std::error::Error for Denial {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_read_back_and_others_are_none() {
+        for word in ["default_deny", "rule", "guardrail", "no_snapshot", "overloaded", "expired", "malformed"] {
+            assert_eq!(DenialReason::from_word(word).map(DenialReason::as_str), Some(word));
+        }
+        for word in ["", "Rule", "rule ", "allowed"] {
+            assert_eq!(DenialReason::from_word(word), None, "{word:?}");
+        }
+    }
+
+    #[test]
+    fn a_denial_is_one_sentence_that_names_both_parties_and_the_rule() {
+        let mut denial = Denial {
+            reason: DenialReason::Rule,
+            source: "spiffe://west.mesh.internal/ns/shop/sa/web".parse().ok(),
+            destination: "payments.billing.east".to_owned(),
+            rule: None,
+            rule_text: Some("deny web.shop.west -> payments.billing.east".to_owned()),
+        };
+        assert_eq!(
+            denial.to_string(),
+            "spiffe://west.mesh.internal/ns/shop/sa/web may not reach payments.billing.east: rule \"deny web.shop.west -> \
+             payments.billing.east\""
+        );
+        denial.rule_text = None;
+        assert!(denial.to_string().ends_with("a rule forbids it"));
+        denial.source = None;
+        denial.reason = DenialReason::DefaultDeny;
+        assert!(denial.to_string().starts_with("an unproved peer may not reach"));
+    }
+}

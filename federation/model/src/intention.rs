@@ -81,3 +81,19 @@ pub struct Intention {
     pub key: IntentionKey,
     pub state: RuleState,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actions_are_two_words() {
+        for action in [Action::Allow, Action::Deny] {
+            assert_eq!(action.to_string().parse(), Ok(action));
+        }
+        for bad in ["", "Allow", "permit", "deny "] {
+            assert!(bad.parse::<Action>().is_err(), "{bad:?}");
+        }
+        assert!("x".repeat(10_000).parse::<Action>().expect_err("no action").len() < 100);
+    }
+}

@@ -3,6 +3,8 @@
 //! In: values that other rooms parsed. Out: decisions, snapshots, effects.
 //! Never: sockets, disk, tokio, serde, digests, signatures, or the time of day (callers pass `now`).
 
+#![allow(clippy::result_large_err, reason = "a denial is made once per refused call, and carries its words with it")]
+
 mod authorizer;
 mod bundle;
 mod cluster;
@@ -14,14 +16,16 @@ mod permit;
 mod record;
 mod reference;
 mod replica;
+mod roll;
 mod service;
 mod snapshot;
 mod spiffe;
+mod standing;
 mod time;
 mod token;
 mod vector;
 
-pub use authorizer::{Authorizer, Decision};
+pub use authorizer::{Authorizer, Decision, Standing};
 pub use bundle::{BundleError, Bundles, ROOT_BYTES_MAX, ROOTS_MAX, TrustBundle};
 pub use cluster::{
     Accept, ClusterId, Digest, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX, Endpoint, FederationId, Member, Members,
@@ -39,7 +43,11 @@ pub use record::{
 pub use reference::{
     ClusterPattern, DestinationPattern, Label, MESH_ZONE, ReferenceError, ServiceRef, SourcePattern, SourceRef,
 };
-pub use replica::{Alarm, Effect, Message, Replica, ReplicaError};
+#[cfg(feature = "mutations")]
+pub use replica::Mutation;
+pub use replica::{
+    Alarm, EPOCH_RECORDS_MAX, Effect, MESSAGE_BYTES_MAX, MESSAGE_RECORDS_MAX, Message, Replica, ReplicaError,
+};
 pub use service::{ACCOUNTS_MAX, AccountRef, ConnectionId, InstanceId, Service, ServiceCatalog, ServiceId};
 pub use snapshot::{Conflict, Snapshot, fold};
 pub use spiffe::{Role, SPIFFE_ID_BYTES_MAX, SpiffeId, SpiffeIdError, TRUST_DOMAIN_BYTES_MAX, TrustDomain};
@@ -48,6 +56,9 @@ pub use token::{
     BAD_PROOFS_MAX, JoinToken, TOKEN_TTL_DEFAULT, TOKEN_TTL_MAX, TOKENS_OPEN_MAX, TokenError, TokenId, TokenSecret,
 };
 pub use vector::{EPOCHS_MAX, Head, LOGS_MAX, Vector};
+
+#[cfg(test)]
+mod testing;
 
 #[cfg(any(test, feature = "reference"))]
 pub mod evaluator;

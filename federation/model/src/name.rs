@@ -24,6 +24,15 @@ pub enum NameError {
     DefaultCluster,
 }
 
+/// Whether `text` is an RFC 1123 label, without the words that [`NameError`] would find for it.
+pub(crate) fn is_label(text: &str) -> bool {
+    let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    (1..=LABEL_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(allowed)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
 fn check_label(what: &'static str, text: &str) -> Result<(), NameError> {
     if text.is_empty() {
         return Err(NameError::Empty { what });

@@ -2,15 +2,15 @@
 //!
 //! Neither can be made outside this crate:
 //!
-//! ```compile_fail
+//! ```compile_fail,E0451
 //! let permit = federation_model::Permit { source: todo!(), service: todo!(), rule: todo!(), deadline: todo!(), policy: 0 };
 //! ```
 //!
-//! ```compile_fail
+//! ```compile_fail,E0451
 //! let passage = federation_model::Passage { source: todo!(), service: todo!(), rule: todo!(), deadline: todo!(), policy: 0 };
 //! ```
 //!
-//! ```compile_fail
+//! ```compile_fail,E0451
 //! let peer = federation_model::VerifiedPeer { id: todo!(), proof: todo!(), issuer: todo!(), leaf: todo!(), not_after: todo!() };
 //! ```
 

@@ -173,7 +173,8 @@ pub struct Record {
 /// Made by `federation/identity` alone. The raw bytes are what is stored and forwarded.
 #[derive(Clone, Debug)]
 pub struct Authentic<T> {
-    value: T,
+    /// Shared, so that a copy costs two counters whatever the value holds.
+    value: Arc<T>,
     raw: Arc<[u8]>,
     digest: Digest,
 }
@@ -182,7 +183,7 @@ impl<T> Authentic<T> {
     /// Asserts that `raw` was signed by the writer and says `value`, and that `digest` is the SHA-256 of its signed
     /// part: called by `federation/identity` and nowhere else (a test holds this).
     pub fn assertion(value: T, raw: Arc<[u8]>, digest: Digest) -> Self {
-        Self { value, raw, digest }
+        Self { value: Arc::new(value), raw, digest }
     }
 
     pub fn value(&self) -> &T {
@@ -201,12 +202,12 @@ impl<T> Authentic<T> {
 
 impl Authentic<Record> {
     pub fn id(&self) -> RecordId {
-        let Record { writer, audience, epoch, seq, .. } = &self.value;
+        let Record { writer, audience, epoch, seq, .. } = self.value();
         RecordId { writer: *writer, audience: *audience, epoch: *epoch, seq: *seq, digest: self.digest }
     }
 
     pub fn key(&self) -> RecordKey {
-        let record = &self.value;
+        let record = self.value();
         let writer = record.writer;
         match &record.body {
             Body::Founding(candidate) => RecordKey::Admission { cluster: candidate.id, writer },
@@ -229,5 +230,46 @@ impl Authentic<Record> {
             },
             Body::Unknown { kind, .. } => RecordKey::Unknown { writer, kind: *kind, digest: self.digest },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Layer, RuleState,
+        testing::{Writer, cluster, export, key, members},
+    };
+
+    #[test]
+    fn a_key_tells_what_may_replace_what() {
+        let (mut east, founding) = Writer::found();
+        assert_eq!(founding.key(), RecordKey::Admission { cluster: cluster(0), writer: cluster(0) });
+        assert_eq!(east.admit(1, false).key(), RecordKey::Admission { cluster: cluster(1), writer: cluster(0) });
+        assert_eq!(east.terms(Accept::Own).key(), RecordKey::Terms(cluster(0)));
+        let rule = key("web.shop -> *", Layer::Rule, &members());
+        assert_eq!(east.rule(&rule, RuleState::Deleted, &[]).key(), RecordKey::Intention(rule));
+        let shown = east.write(Audience::All, export("a.b", 1), &[]).key();
+        let other_port = east.write(Audience::All, export("a.b", 2), &[]).key();
+        let elsewhere = east.write(Audience::Member(cluster(1)), export("a.b", 1), &[]).key();
+        assert_eq!(shown, other_port);
+        assert_ne!(shown, elsewhere);
+        let gone = Body::ServiceGone { service: "a".parse().expect("name"), namespace: "b".parse().expect("name") };
+        assert_eq!(east.write(Audience::All, gone, &[]).key(), shown);
+        let unknown = |writer: &mut Writer| writer.law(Body::Unknown { kind: 9, critical: true }).key();
+        assert_ne!(unknown(&mut east), unknown(&mut east), "what is unknown replaces nothing by its key");
+    }
+
+    #[test]
+    fn an_id_is_shown_by_writer_log_and_place() {
+        let (mut east, founding) = Writer::found();
+        assert_eq!(founding.id().to_string(), "010101010101/law/1.1");
+        assert_eq!(east.write(Audience::All, export("a.b", 1), &[]).id().to_string(), "010101010101/all/1.1");
+    }
+
+    #[test]
+    fn a_copy_shares_its_value() {
+        let (_, founding) = Writer::found();
+        assert!(std::ptr::eq(founding.value(), founding.clone().value()));
     }
 }

@@ -339,3 +339,6 @@ fn label<T: FromStr<Err = NameError>>(text: &str, part: &str) -> Result<Label<T>
     }
     part.parse().map(Label::Is).map_err(|source| ReferenceError::Name { text: shown(text), source })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,35 @@
-//! Replication as a pure machine: authentic records and messages in, effects out.
+//! Replication as a pure machine: authentic records and vectors in, effects out.
 //!
-//! Computes no digest, checks no signature, moves no byte: `federation/link` does that around it.
+//! In: records whose signature was checked, vectors of peers, peers that come and go. Out: what to make durable, to send,
+//! to publish. Never: computes a digest, checks a signature, reads a clock or moves a byte: `federation/link` does that
+//! around it.
+//!
+//! Every log is gapless: a record is taken only right behind the one that it names as its predecessor. Two records at
+//! one place freeze their epoch there; what the replicas then hold is a function of the set of records seen, so they
+//! agree whatever the order was.
 
-use std::sync::Arc;
+mod log;
+#[cfg(test)]
+mod tests;
 
-use crate::{Audience, Authentic, ClusterId, FederationId, Position, Record, ReplicationKey, Vector};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use self::log::{Log, Place};
+use crate::{
+    Admission, Audience, Authentic, Body, ClusterId, Digest, EPOCHS_MAX, FederationId, Head, Intention, LOGS_MAX,
+    Position, REPLACES_MAX, Record, RecordId, RecordKey, ReplicationKey, Vector, roll,
+    standing::{self, Capacities, Version},
+};
+
+/// Most records in one message.
+pub const MESSAGE_RECORDS_MAX: usize = 500;
+/// Most bytes of envelopes in one message; a single longer one goes alone.
+pub const MESSAGE_BYTES_MAX: usize = 512 * 1024;
+/// Most records of one epoch of one log.
+pub const EPOCH_RECORDS_MAX: u64 = 1 << 20;
 
 /// What replicas say to each other.
 #[derive(Clone, Debug)]
@@ -32,7 +57,7 @@ pub enum Effect {
 /// Something a person should see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Alarm {
-    /// Two records at one place in a log.
+    /// Two records at one place in a log: the epoch is frozen there.
     Equivocation { writer: ClusterId, audience: Audience, epoch: u64, seq: u64 },
 }
 
@@ -40,8 +65,56 @@ pub enum Alarm {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplicaError {
-    #[error("record belongs to another federation")]
-    OtherFederation,
+    #[error("record {id} belongs to another federation")]
+    OtherFederation { id: RecordId },
+    #[error("record {id}: nothing admits its writer yet")]
+    UnknownWriter { id: RecordId },
+    #[error("record {id} is not for this cluster to see from that peer")]
+    Audience { id: RecordId },
+    #[error("record {id} lies past a bound: at most 256 epochs of 1048576 records, and 16384 logs")]
+    Bound { id: RecordId },
+    #[error("record {id} does not follow what is held of its log")]
+    Gap { id: RecordId },
+    #[error("record {id} lies behind two records at one place, which void what follows in that epoch")]
+    Void { id: RecordId },
+    #[error("record {id} is another cluster's: only this one's own are written here")]
+    NotOwn { id: RecordId },
+}
+
+impl ReplicaError {
+    /// Short fixed word for metrics.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::OtherFederation { .. } => "other_federation",
+            Self::UnknownWriter { .. } => "unknown_writer",
+            Self::Audience { .. } => "audience",
+            Self::Bound { .. } => "bound",
+            Self::Gap { .. } => "gap",
+            Self::Void { .. } => "void",
+            Self::NotOwn { .. } => "not_own",
+        }
+    }
+}
+
+/// A fault planted on purpose, so that the simulation can show that it finds it.
+#[cfg(feature = "mutations")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// Takes a record over a gap.
+    AcceptGap,
+    /// Sends a record before it is durable.
+    SendBeforePersist,
+    /// Overlooks a second record at one place.
+    IgnoreFork,
+}
+
+/// What is known of a connected peer.
+#[derive(Clone, Debug, Default)]
+struct Peer {
+    /// How far it is, as it said and by what went to and fro since; `None` until it said so.
+    heads: Option<Vector>,
+    /// Whether it was asked again since the last progress.
+    asked: bool,
 }
 
 /// One cluster's copy of every log that it may read.
@@ -49,11 +122,57 @@ pub enum ReplicaError {
 pub struct Replica {
     own: ClusterId,
     federation: FederationId,
+    /// All that is held, by order of arrival.
+    records: BTreeMap<u64, Authentic<Record>>,
+    arrivals: u64,
+    logs: BTreeMap<(ClusterId, Audience), Log>,
+    keys: BTreeMap<RecordKey, Vec<u64>>,
+    /// Founding, admission, lawmaker and terms records: what the roll is read from.
+    papers: BTreeSet<u64>,
+    /// Whoever a chain of admissions leads to, with its key. Names play no part: all replicas must agree on it.
+    writers: BTreeMap<ClusterId, ReplicationKey>,
+    peers: BTreeMap<ClusterId, Peer>,
+    /// Lowest epoch for the next write of this cluster, per audience.
+    floors: BTreeMap<Audience, u64>,
+    floor: u64,
+    /// Peers that named heads of this cluster which it does not have, and showed no record of them since.
+    doubted: BTreeSet<ClusterId>,
+    #[cfg(feature = "mutations")]
+    mutation: Option<Mutation>,
+}
+
+/// What one batch changed.
+#[derive(Default)]
+struct Changes {
+    taken: Vec<Authentic<Record>>,
+    alarms: Vec<Alarm>,
+    refused: Vec<ReplicaError>,
 }
 
 impl Replica {
     pub fn new(own: ClusterId, federation: FederationId) -> Self {
-        Self { own, federation }
+        Self {
+            own,
+            federation,
+            records: BTreeMap::new(),
+            arrivals: 0,
+            logs: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            papers: BTreeSet::new(),
+            writers: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            floor: 1,
+            doubted: BTreeSet::new(),
+            #[cfg(feature = "mutations")]
+            mutation: None,
+        }
+    }
+
+    /// A replica with a planted fault: for the simulation alone.
+    #[cfg(feature = "mutations")]
+    pub fn mutated(own: ClusterId, federation: FederationId, mutation: Mutation) -> Self {
+        Self { mutation: Some(mutation), ..Self::new(own, federation) }
     }
 
     pub fn own(&self) -> ClusterId {
@@ -64,13 +183,543 @@ impl Replica {
         self.federation
     }
 
+    /// Takes what the store held, in the order in which it was written if that is known: the first admission of a name
+    /// stays pinned. Any order is safe.
+    ///
+    /// Returns what could not be taken: void, damaged (behind a gap), or of no member's. If records of this cluster are
+    /// among the damaged, its next write opens a new epoch.
+    pub fn load(&mut self, records: impl IntoIterator<Item = Authentic<Record>>) -> Vec<ReplicaError> {
+        let mut waiting: Vec<Authentic<Record>> = records.into_iter().collect();
+        let mut refused = Vec::new();
+        loop {
+            let before = waiting.len();
+            let mut again = Vec::new();
+            waiting.retain(|record| match self.take(record, None, &mut Changes::default()) {
+                Ok(()) => false,
+                Err(error @ (ReplicaError::Gap { .. } | ReplicaError::UnknownWriter { .. })) => {
+                    again.push(error);
+                    true
+                }
+                Err(error) => {
+                    refused.push(error);
+                    false
+                }
+            });
+            if waiting.is_empty() || waiting.len() == before {
+                refused.append(&mut again);
+                break;
+            }
+            // In order of place each further round gets at least one admission further.
+            waiting.sort_by_key(Authentic::<Record>::id);
+        }
+        let own = self.own;
+        for record in waiting.iter().filter(|record| record.value().writer == own) {
+            let Record { audience, epoch, .. } = *record.value();
+            if epoch < EPOCHS_MAX as u64 {
+                self.raise_floor(audience, epoch + 1);
+            }
+        }
+        refused
+    }
+
     /// Where this cluster's next record to `audience` goes.
-    pub fn next_position(&self, _audience: Audience) -> Position {
-        Position { epoch: 1, seq: 1, previous: crate::Digest::ZERO }
+    pub fn next_position(&self, audience: Audience) -> Position {
+        let floor = self.floors.get(&audience).copied().unwrap_or(1).max(self.floor);
+        let log = self.logs.get(&(self.own, audience));
+        if let Some((epoch, head)) = log.and_then(Log::open_head)
+            && epoch >= floor
+        {
+            return Position { epoch, seq: head.seq + 1, previous: head.digest };
+        }
+        let highest = log.map_or(0, Log::highest_epoch);
+        Position { epoch: floor.max(highest + 1), seq: 1, previous: Digest::ZERO }
+    }
+
+    /// Says that this cluster's logs may lack their newest records (a restored or rebuilt store): the next write to each
+    /// audience opens a new epoch.
+    pub fn break_continuity(&mut self) {
+        let own = self.logs.iter().filter(|((writer, _), _)| *writer == self.own);
+        let highest = own.map(|(_, log)| log.highest_epoch()).max().unwrap_or(0);
+        self.floor = self.floor.max(highest + 1).max(2);
+    }
+
+    /// The live records of a key that a write by this cluster may replace, at most [`REPLACES_MAX`], newest last.
+    pub fn replaceable(&self, key: &RecordKey) -> Vec<RecordId> {
+        let held: Vec<&Authentic<Record>> =
+            self.keys.get(key).into_iter().flatten().filter_map(|arrival| self.records.get(arrival)).collect();
+        let mut found: Vec<RecordId> = match key {
+            RecordKey::Intention(key) => {
+                let members = self.members();
+                let versions: Vec<Version<'_>> = held.iter().filter_map(|record| version(record)).collect();
+                let left = standing::remaining(&versions, key, &members);
+                let live = versions.iter().zip(left).filter(|(version, left)| {
+                    let useful = standing::taken(self.own, version, key, &members) & *left;
+                    let possible = Capacities::possible(version.id.writer, key, &members);
+                    // What can never count may be cleared away, too.
+                    let effect = if possible.is_empty() { useful } else { useful & possible };
+                    standing::is_live(version, *left, key, &members)
+                        && (version.id.writer == self.own || !effect.is_empty())
+                });
+                live.map(|(version, _)| version.id).collect()
+            }
+            _ => {
+                let replaced: BTreeSet<RecordId> =
+                    held.iter().flat_map(|record| roll::own_replaced(record.value())).collect();
+                let own = held.iter().filter(|record| record.value().writer == self.own);
+                own.map(|record| record.id()).filter(|id| !replaced.contains(id)).collect()
+            }
+        };
+        // The newest are worth the most if a bound must cut.
+        let surplus = found.len().saturating_sub(REPLACES_MAX);
+        found.drain(..surplus);
+        found
     }
 
     /// The replication key with which records of `writer` must be signed; `None` while nothing admits it.
-    pub fn replication_key(&self, _writer: &ClusterId) -> Option<ReplicationKey> {
-        None
+    pub fn replication_key(&self, writer: &ClusterId) -> Option<ReplicationKey> {
+        self.writers.get(writer).copied()
+    }
+
+    /// Every record that counts as seen, replaced ones included, in order of arrival: what [`crate::fold`] takes.
+    pub fn records(&self) -> impl Iterator<Item = &Authentic<Record>> {
+        self.records.values()
+    }
+
+    /// Number of [`Replica::records`].
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// How far every log is held.
+    pub fn vector(&self) -> Vector {
+        self.vector_where(|_, _| true)
+    }
+
+    /// Whether a place in a log was taken by two records: `(epoch, seq)` of each.
+    pub fn forks(&self) -> impl Iterator<Item = Alarm> {
+        self.logs.iter().flat_map(|((writer, audience), log)| {
+            log.forks().map(|(epoch, seq)| Alarm::Equivocation { writer: *writer, audience: *audience, epoch, seq })
+        })
+    }
+
+    /// Takes a record that this cluster just signed for [`Replica::next_position`].
+    ///
+    /// # Errors
+    /// It is another's, of another federation, or not at that position; nothing changes then.
+    pub fn on_local(&mut self, record: Authentic<Record>) -> Result<Vec<Effect>, ReplicaError> {
+        let id = record.id();
+        if id.writer != self.own {
+            return Err(ReplicaError::NotOwn { id });
+        }
+        let next = self.next_position(id.audience);
+        if (next.epoch, next.seq, next.previous) != (id.epoch, id.seq, record.value().previous) {
+            return Err(ReplicaError::Gap { id });
+        }
+        let mut changes = Changes::default();
+        self.take(&record, None, &mut changes)?;
+        Ok(self.effects(changes, None))
+    }
+
+    /// A session with `peer` began: both sides say how far they are.
+    pub fn on_connected(&mut self, peer: ClusterId) -> Vec<Effect> {
+        self.peers.insert(peer, Peer::default());
+        vec![self.ask(peer)]
+    }
+
+    pub fn on_disconnected(&mut self, peer: ClusterId) {
+        self.peers.remove(&peer);
+    }
+
+    /// Asks every connected peer again for what is lacking. Once a minute is plenty: it heals what a lost or refused
+    /// message left behind.
+    pub fn anti_entropy(&mut self) -> Vec<Effect> {
+        let peers: Vec<ClusterId> = self.peers.keys().copied().collect();
+        peers.into_iter().map(|peer| self.ask(peer)).collect()
+    }
+
+    /// A peer said how far it is: it gets what it lacks.
+    pub fn on_vector(&mut self, peer: ClusterId, vector: Vector) -> Vec<Effect> {
+        if !self.peers.contains_key(&peer) {
+            return Vec::new();
+        }
+        let claims_more = self.note_claims(peer, &vector);
+        let mut arrivals: BTreeSet<u64> = BTreeSet::new();
+        for ((writer, audience), log) in &self.logs {
+            if self.shares(peer, *writer, *audience) {
+                log.lacking(vector.0.get(&(*writer, *audience)), &mut arrivals);
+            }
+        }
+        let mut heads = vector;
+        for ((writer, audience), log) in &self.logs {
+            if self.shares(peer, *writer, *audience) {
+                log.heads().for_each(|(epoch, head)| raise(&mut heads, *writer, *audience, epoch, head));
+            }
+        }
+        let mut effects = Vec::new();
+        self.peers.insert(peer, Peer { heads: Some(heads), asked: claims_more });
+        if claims_more {
+            effects.push(self.ask(peer));
+        }
+        let lacking = arrivals.iter().filter_map(|arrival| self.records.get(arrival));
+        send(peer, lacking.map(|record| record.raw().clone()), &mut effects);
+        effects
+    }
+
+    /// Records from `peer`, in the order in which they came, each with a good signature.
+    ///
+    /// `unknown` is how many more could not be checked because nothing admits their writer. An admission takes effect
+    /// as soon as it is taken: hand in what comes before a record of an unknown writer, carry out the effects, then try
+    /// that record again. As with every input, all effects are carried out before the next one: until then the replica
+    /// holds more than the disk does.
+    pub fn on_records(&mut self, peer: ClusterId, records: Vec<Authentic<Record>>, unknown: usize) -> Vec<Effect> {
+        let mut changes = Changes::default();
+        for record in &records {
+            let id = record.id();
+            match self.take(record, Some(peer), &mut changes) {
+                Ok(_) => {
+                    if let Some(Peer { heads: Some(heads), .. }) = self.peers.get_mut(&peer) {
+                        raise(heads, id.writer, id.audience, id.epoch, Head { seq: id.seq, digest: id.digest });
+                    }
+                }
+                Err(error) => changes.refused.push(error),
+            }
+        }
+        let gaps = changes
+            .refused
+            .iter()
+            .any(|error| matches!(error, ReplicaError::Gap { .. } | ReplicaError::UnknownWriter { .. }));
+        let lacks = gaps || unknown > 0;
+        if let Some(state) = self.peers.get_mut(&peer)
+            && !lacks
+            && !changes.taken.is_empty()
+        {
+            state.asked = false;
+        }
+        let mut effects = self.effects(changes, Some(peer));
+        if lacks && self.peers.get(&peer).is_some_and(|state| !state.asked) {
+            effects.push(self.ask(peer));
+            if let Some(state) = self.peers.get_mut(&peer) {
+                state.asked = true;
+            }
+        }
+        effects
+    }
+
+    /// The roll as this replica's records tell it.
+    fn members(&self) -> crate::Members {
+        roll::call(self.federation, self.papers.iter().filter_map(|arrival| self.records.get(arrival))).members
+    }
+
+    fn ask(&self, peer: ClusterId) -> Effect {
+        let vector = self.vector_where(|writer, audience| self.shares(peer, writer, audience));
+        Effect::Send { peer, message: Message::Vector(vector) }
+    }
+
+    fn vector_where(&self, wanted: impl Fn(ClusterId, Audience) -> bool) -> Vector {
+        let mut vector = Vector::default();
+        for ((writer, audience), log) in self.logs.iter().filter(|((writer, audience), _)| wanted(*writer, *audience)) {
+            log.heads().for_each(|(epoch, head)| vector.set(*writer, *audience, epoch, head));
+        }
+        vector
+    }
+
+    /// Whether a log may travel between this cluster and `peer`: what one member alone may see goes nowhere else.
+    fn shares(&self, peer: ClusterId, writer: ClusterId, audience: Audience) -> bool {
+        match audience {
+            Audience::Law | Audience::All => true,
+            Audience::Member(reader) => {
+                reader != writer && ((writer == self.own && reader == peer) || (writer == peer && reader == self.own))
+            }
+        }
+    }
+
+    /// A peer that names heads of this cluster's own logs which it does not have shows that the store is not the newest.
+    ///
+    /// Each peer is believed once until it shows such a record, so that a liar cannot use up the epochs.
+    fn note_claims(&mut self, peer: ClusterId, vector: &Vector) -> bool {
+        let mut claimed = Vec::new();
+        for ((writer, audience), epochs) in &vector.0 {
+            if *writer != self.own || !self.shares(peer, *writer, *audience) {
+                continue;
+            }
+            let log = self.logs.get(&(*writer, *audience));
+            for (epoch, head) in epochs.iter().filter(|(epoch, _)| **epoch < EPOCHS_MAX as u64) {
+                if log.is_none_or(|log| log.is_ahead(*epoch, head)) {
+                    claimed.push((*audience, *epoch));
+                }
+            }
+        }
+        if claimed.is_empty() || !self.doubted.insert(peer) {
+            return false;
+        }
+        for (audience, epoch) in claimed {
+            self.raise_floor(audience, epoch + 1);
+        }
+        true
+    }
+
+    fn raise_floor(&mut self, audience: Audience, epoch: u64) {
+        let floor = self.floors.entry(audience).or_insert(1);
+        *floor = epoch.max(*floor);
+    }
+
+    /// Takes one record if it follows what is held; `Ok` also if it was held already.
+    fn take(
+        &mut self,
+        record: &Authentic<Record>,
+        from: Option<ClusterId>,
+        changes: &mut Changes,
+    ) -> Result<(), ReplicaError> {
+        let id = record.id();
+        self.check(record, from)?;
+        let known_log = self.logs.contains_key(&(id.writer, id.audience));
+        if !known_log && self.logs.len() >= LOGS_MAX {
+            return Err(ReplicaError::Bound { id });
+        }
+        let place = match self.logs.get(&(id.writer, id.audience)) {
+            Some(log) => log.place(&id, record.value().previous),
+            None => Log::default().place(&id, record.value().previous),
+        };
+        let place = self.bend(place, &id);
+        match place {
+            Place::Held => return Ok(()),
+            Place::Void => return Err(ReplicaError::Void { id }),
+            Place::Gap => return Err(ReplicaError::Gap { id }),
+            Place::Next | Place::Fork => {}
+        }
+        let arrival = self.arrivals;
+        self.arrivals += 1;
+        let log = self.logs.entry((id.writer, id.audience)).or_default();
+        let dropped = if place == Place::Next {
+            log.append(&id, arrival);
+            Vec::new()
+        } else {
+            log.fork(&id, arrival)
+        };
+        self.records.insert(arrival, record.clone());
+        self.file(record, arrival);
+        if !dropped.is_empty() {
+            self.drop_void(&dropped);
+        }
+        if id.writer == self.own && from.is_some() {
+            // This cluster wrote it and did not have it: the store is not the newest, but the peer told the truth.
+            self.raise_floor(id.audience, id.epoch + 1);
+            from.map(|peer| self.doubted.remove(&peer));
+        }
+        changes.taken.push(record.clone());
+        if place == Place::Fork {
+            changes.alarms.push(Alarm::Equivocation {
+                writer: id.writer,
+                audience: id.audience,
+                epoch: id.epoch,
+                seq: id.seq,
+            });
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "mutations")]
+    fn bend(&self, place: Place, id: &RecordId) -> Place {
+        match (self.mutation, place) {
+            (Some(Mutation::AcceptGap), Place::Gap) if id.seq > 1 => Place::Next,
+            (Some(Mutation::IgnoreFork), Place::Fork) => Place::Held,
+            (_, place) => place,
+        }
+    }
+
+    #[cfg(not(feature = "mutations"))]
+    fn bend(&self, place: Place, _: &RecordId) -> Place {
+        place
+    }
+
+    fn check(&self, record: &Authentic<Record>, from: Option<ClusterId>) -> Result<(), ReplicaError> {
+        let (id, value) = (record.id(), record.value());
+        if let Body::Founding(candidate) = &value.body {
+            let first = (id.writer, id.audience, id.epoch, id.seq) == (candidate.id, Audience::Law, 1, 1);
+            return if first && FederationId::from_digest(id.digest) == self.federation {
+                Ok(())
+            } else {
+                Err(ReplicaError::OtherFederation { id })
+            };
+        }
+        if value.federation != self.federation {
+            return Err(ReplicaError::OtherFederation { id });
+        }
+        if !self.writers.contains_key(&id.writer) {
+            return Err(ReplicaError::UnknownWriter { id });
+        }
+        if from.is_some_and(|peer| !self.shares(peer, id.writer, id.audience)) {
+            return Err(ReplicaError::Audience { id });
+        }
+        if !(1..=EPOCHS_MAX as u64).contains(&id.epoch) || !(1..=EPOCH_RECORDS_MAX).contains(&id.seq) {
+            return Err(ReplicaError::Bound { id });
+        }
+        Ok(())
+    }
+
+    /// Enters a record in the indexes.
+    fn file(&mut self, record: &Authentic<Record>, arrival: u64) {
+        self.keys.entry(record.key()).or_default().push(arrival);
+        if record.value().audience != Audience::Law {
+            return;
+        }
+        match &record.value().body {
+            Body::Founding(candidate) => {
+                self.writers.insert(candidate.id, candidate.replication_key);
+            }
+            Body::Admission(Admission { candidate, .. }) => {
+                self.writers.entry(candidate.id).or_insert(candidate.replication_key);
+            }
+            Body::Lawmaker { .. } | Body::Terms(_) => {}
+            _ => return,
+        }
+        self.papers.insert(arrival);
+    }
+
+    /// Forgets records that a fork made void, and with them whoever only they admitted.
+    fn drop_void(&mut self, dropped: &[u64]) {
+        let mut admits = false;
+        for arrival in dropped {
+            if let Some(record) = self.records.remove(arrival) {
+                admits |= matches!(record.value().body, Body::Admission(_) | Body::Founding(_));
+            }
+        }
+        if admits {
+            self.recount_writers();
+        }
+        let Self { records, keys, papers, .. } = self;
+        papers.retain(|arrival| records.contains_key(arrival));
+        keys.retain(|_, arrivals| {
+            arrivals.retain(|arrival| records.contains_key(arrival));
+            !arrivals.is_empty()
+        });
+    }
+
+    /// Finds anew whom a chain of admissions leads to; the logs of the others go, since no replica that comes later
+    /// could take them. This cluster's own stay: its members may know it by another admission.
+    fn recount_writers(&mut self) {
+        let mut writers = BTreeMap::new();
+        loop {
+            let before = writers.len();
+            for record in self.papers.iter().filter_map(|arrival| self.records.get(arrival)) {
+                let candidate = match &record.value().body {
+                    Body::Founding(candidate) => candidate,
+                    Body::Admission(admission) if writers.contains_key(&record.value().writer) => &admission.candidate,
+                    _ => continue,
+                };
+                writers.entry(candidate.id).or_insert(candidate.replication_key);
+            }
+            if writers.len() == before {
+                break;
+            }
+        }
+        let own = self.own;
+        if let Some(key) = self.writers.get(&own) {
+            writers.entry(own).or_insert(*key);
+        }
+        self.writers = writers;
+        let Self { records, writers, logs, .. } = self;
+        records.retain(|_, record| writers.contains_key(&record.value().writer));
+        logs.retain(|(writer, _), _| writers.contains_key(writer));
+    }
+
+    fn effects(&mut self, changes: Changes, from: Option<ClusterId>) -> Vec<Effect> {
+        if changes.taken.is_empty() {
+            return Vec::new();
+        }
+        let forked: BTreeSet<(ClusterId, Audience, u64)> = changes
+            .alarms
+            .iter()
+            .map(|Alarm::Equivocation { writer, audience, epoch, .. }| (*writer, *audience, *epoch))
+            .collect();
+        let mut sends = Vec::new();
+        let peers: Vec<ClusterId> = self.peers.keys().copied().filter(|peer| Some(*peer) != from).collect();
+        for peer in peers {
+            self.push(peer, &changes.taken, &forked, &mut sends);
+        }
+        if let Some(peer) = from {
+            // Whoever sent one side of a fork is shown the other.
+            self.push(peer, &[], &forked, &mut sends);
+        }
+        let mut effects = vec![Effect::Persist(changes.taken), Effect::Publish];
+        effects.extend(changes.alarms.into_iter().map(Effect::Alarm));
+        #[cfg(feature = "mutations")]
+        if self.mutation == Some(Mutation::SendBeforePersist) {
+            sends.append(&mut effects);
+            return sends;
+        }
+        effects.append(&mut sends);
+        effects
+    }
+
+    /// Sends `peer` what it lacks of `taken`, and both sides of each fork.
+    fn push(
+        &mut self,
+        peer: ClusterId,
+        taken: &[Authentic<Record>],
+        forked: &BTreeSet<(ClusterId, Audience, u64)>,
+        effects: &mut Vec<Effect>,
+    ) {
+        // A peer that did not say yet how far it is gets all it lacks when it does.
+        let Some(Peer { heads: Some(mut heads), asked }) = self.peers.get(&peer).cloned() else { return };
+        let mut bytes = Vec::new();
+        for record in taken {
+            let id = record.id();
+            let held = heads.head(id.writer, id.audience, id.epoch).map_or(0, |head| head.seq);
+            let in_fork = forked.contains(&(id.writer, id.audience, id.epoch));
+            if !in_fork && held < id.seq && self.shares(peer, id.writer, id.audience) {
+                raise(&mut heads, id.writer, id.audience, id.epoch, Head { seq: id.seq, digest: id.digest });
+                bytes.push(record.raw().clone());
+            }
+        }
+        for (writer, audience, epoch) in forked {
+            if self.shares(peer, *writer, *audience)
+                && let Some(log) = self.logs.get(&(*writer, *audience))
+            {
+                let siblings = log.siblings(*epoch).filter_map(|arrival| self.records.get(&arrival));
+                bytes.extend(siblings.map(|record| record.raw().clone()));
+            }
+        }
+        self.peers.insert(peer, Peer { heads: Some(heads), asked });
+        send(peer, bytes.into_iter(), effects);
+    }
+}
+
+/// An intention record as a version of its key; `None` for others.
+fn version(record: &Authentic<Record>) -> Option<Version<'_>> {
+    match &record.value().body {
+        Body::Intention(Intention { state, .. }) => {
+            Some(Version { id: record.id(), record: record.value(), state: *state })
+        }
+        _ => None,
+    }
+}
+
+/// Notes that a peer is at least as far as `head`.
+fn raise(heads: &mut Vector, writer: ClusterId, audience: Audience, epoch: u64, head: Head) {
+    if heads.head(writer, audience, epoch).is_none_or(|held| held.seq <= head.seq) {
+        heads.set(writer, audience, epoch, head);
+    }
+}
+
+/// Cuts envelopes into messages within the bounds.
+fn send(peer: ClusterId, envelopes: impl Iterator<Item = Arc<[u8]>>, effects: &mut Vec<Effect>) {
+    let mut batch: Vec<Arc<[u8]>> = Vec::new();
+    let mut bytes = 0;
+    for envelope in envelopes {
+        if batch.len() >= MESSAGE_RECORDS_MAX || (!batch.is_empty() && bytes + envelope.len() > MESSAGE_BYTES_MAX) {
+            let message = Message::Records(std::mem::take(&mut batch));
+            effects.push(Effect::Send { peer, message });
+            bytes = 0;
+        }
+        bytes += envelope.len();
+        batch.push(envelope);
+    }
+    if !batch.is_empty() {
+        effects.push(Effect::Send { peer, message: Message::Records(batch) });
     }
 }

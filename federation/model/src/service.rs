@@ -121,3 +121,42 @@ random_id!(
     /// One proxied connection, end to end: random, 128 bits, made by the sidecar that opens it.
     ConnectionId
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{domain, service, workload};
+
+    #[test]
+    fn only_accounts_of_the_services_own_trust_domain_may_serve_it() {
+        let account = |name: &str| AccountRef {
+            account: name.parse().expect("name"),
+            namespace: "billing".parse().expect("name"),
+        };
+        let payments = Service {
+            id: service("payments.billing", 1),
+            name: "payments.billing.west".parse().expect("name"),
+            trust_domain: domain(1),
+            port: 8080,
+            accounts: vec![account("payments"), account("batch")],
+            exported: true,
+        };
+        let servers = payments.server_ids();
+        assert_eq!(servers, vec![workload("payments.billing", 1), workload("batch.billing", 1)]);
+        assert!(!servers.contains(&workload("payments.billing", 0)));
+        let mut catalog = ServiceCatalog::default();
+        assert!(catalog.is_empty());
+        catalog.insert(payments.clone());
+        assert_eq!(catalog.by_name(&payments.name), Some(&payments));
+        assert_eq!(catalog.get(&payments.id), Some(&payments));
+        assert_eq!(catalog.get(&service("payments.billing", 0)), None);
+        assert_eq!(catalog.len(), 1);
+    }
+
+    #[test]
+    fn random_ids_have_sixteen_bytes() {
+        assert!(InstanceId::try_from([0; 16].as_slice()).is_ok());
+        assert!(InstanceId::try_from([0; 15].as_slice()).is_err());
+        assert_eq!(ConnectionId([0xab; 16]).to_string(), "ab".repeat(16));
+    }
+}

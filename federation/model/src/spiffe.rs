@@ -137,6 +137,15 @@ impl SpiffeId {
     }
 }
 
+impl SpiffeId {
+    /// Namespace and account of a workload, without a copy: what [`Role::Workload`] would hold.
+    pub(crate) fn workload(&self) -> Option<(&str, &str)> {
+        let (namespace, rest) = self.path.strip_prefix("/ns/")?.split_once('/')?;
+        let account = rest.strip_prefix("sa/")?;
+        (crate::name::is_label(namespace) && crate::name::is_label(account)).then_some((namespace, account))
+    }
+}
+
 impl FromStr for SpiffeId {
     type Err = SpiffeIdError;
     fn from_str(text: &str) -> Result<Self, SpiffeIdError> {
@@ -176,5 +185,127 @@ impl fmt::Display for SpiffeId {
 impl fmt::Debug for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_refused(text: &str, expected: SpiffeIdError) {
+        assert_eq!(text.parse::<SpiffeId>(), Err(expected), "{text:?}");
+    }
+
+    #[test]
+    fn reads_what_the_specification_allows() {
+        for good in [
+            "spiffe://td",
+            "spiffe://td.example-1_x/a",
+            "spiffe://10.0.0.1/9eebccd2-12bf-40a6-b262-65fe0487d453",
+            "spiffe://td/A/b.c/_-/...",
+            "spiffe://east.mesh.internal/ns/shop/sa/web",
+        ] {
+            assert_eq!(good.parse::<SpiffeId>().expect(good).to_string(), good);
+        }
+    }
+
+    #[test]
+    fn refuses_what_the_specification_forbids() {
+        check_refused("", SpiffeIdError::Scheme);
+        check_refused("https://td/a", SpiffeIdError::Scheme);
+        check_refused("SPIFFE://td/a", SpiffeIdError::Scheme);
+        check_refused("spiffe:/td/a", SpiffeIdError::Scheme);
+        check_refused(" spiffe://td/a", SpiffeIdError::Scheme);
+        check_refused("spiffe://", SpiffeIdError::EmptyTrustDomain);
+        check_refused("spiffe:///a", SpiffeIdError::EmptyTrustDomain);
+        check_refused("spiffe://td:443/a", SpiffeIdError::TrustDomainCharacter(':'));
+        check_refused("spiffe://user@td/a", SpiffeIdError::TrustDomainCharacter('@'));
+        check_refused("spiffe://TD/a", SpiffeIdError::TrustDomainCharacter('T'));
+        check_refused("spiffe://t%64/a", SpiffeIdError::TrustDomainCharacter('%'));
+        check_refused("spiffe://té/a", SpiffeIdError::TrustDomainCharacter('é'));
+        check_refused("spiffe://td?q=1", SpiffeIdError::TrustDomainCharacter('?'));
+        check_refused("spiffe://td#f", SpiffeIdError::TrustDomainCharacter('#'));
+        check_refused("spiffe://td/", SpiffeIdError::TrailingSlash);
+        check_refused("spiffe://td/a/", SpiffeIdError::TrailingSlash);
+        check_refused("spiffe://td//a", SpiffeIdError::EmptySegment);
+        check_refused("spiffe://td/a//b", SpiffeIdError::EmptySegment);
+        check_refused("spiffe://td/.", SpiffeIdError::RelativeSegment);
+        check_refused("spiffe://td/a/../b", SpiffeIdError::RelativeSegment);
+        check_refused("spiffe://td/a?q", SpiffeIdError::PathCharacter('?'));
+        check_refused("spiffe://td/a#f", SpiffeIdError::PathCharacter('#'));
+        check_refused("spiffe://td/%61", SpiffeIdError::PathCharacter('%'));
+        check_refused("spiffe://td/a\0", SpiffeIdError::PathCharacter('\0'));
+        check_refused("spiffe://td/a b", SpiffeIdError::PathCharacter(' '));
+        check_refused("spiffe://td/é", SpiffeIdError::PathCharacter('é'));
+    }
+
+    #[test]
+    fn lengths_are_bounded() {
+        let id = |bytes: usize| format!("spiffe://td/{}", "a".repeat(bytes - "spiffe://td/".len()));
+        assert!(id(2048).parse::<SpiffeId>().is_ok());
+        check_refused(&id(2049), SpiffeIdError::TooLong(2049));
+        assert!("a".repeat(255).parse::<TrustDomain>().is_ok());
+        assert_eq!("a".repeat(256).parse::<TrustDomain>(), Err(SpiffeIdError::TrustDomainTooLong(256)));
+    }
+
+    #[test]
+    fn equality_includes_the_trust_domain_and_the_case_of_the_path() {
+        let id = |text: &str| text.parse::<SpiffeId>().expect("SPIFFE ID");
+        assert_ne!(id("spiffe://a/x"), id("spiffe://b/x"));
+        assert_ne!(id("spiffe://a/x"), id("spiffe://a/X"));
+    }
+
+    #[test]
+    fn roles_are_read_from_the_path() {
+        let role = |path: &str| format!("spiffe://td{path}").parse::<SpiffeId>().expect(path).role();
+        assert!(matches!(role("/ns/shop/sa/web"), Role::Workload(_)));
+        assert_eq!(role("/hanse/edge/east"), Role::Edge);
+        assert_eq!(role("/user/ann"), Role::User);
+        for other in
+            ["", "/ns/shop/sa", "/ns/shop/sa/web/x", "/ns/Shop/sa/web", "/ns/shop/SA/web", "/hanse/edge", "/user"]
+        {
+            assert_eq!(role(other), Role::Other, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_quick_reading_of_a_workload_agrees_with_its_role() {
+        for path in [
+            "",
+            "/ns/shop/sa/web",
+            "/ns/shop/sa",
+            "/ns/shop/sa/web/x",
+            "/ns/Shop/sa/web",
+            "/ns/shop/sa/-web",
+            "/ns/sa/sa/sa",
+            "/nsx/shop/sa/web",
+            "/ns/shop/sax/web",
+            "/x/ns/shop/sa/web",
+            "/ns/a.b/sa/web",
+            "/user/ann",
+        ] {
+            let id: SpiffeId = format!("spiffe://td{path}").parse().expect(path);
+            let quick = id.workload().map(|(namespace, account)| format!("{account}.{namespace}"));
+            let role = match id.role() {
+                Role::Workload(account) => Some(account.to_string()),
+                _ => None,
+            };
+            assert_eq!(quick, role, "{path}");
+        }
+        let long = "a".repeat(64);
+        let id: SpiffeId = format!("spiffe://td/ns/shop/sa/{long}").parse().expect("SPIFFE ID");
+        assert_eq!((id.workload(), id.role()), (None, Role::Other));
+    }
+
+    #[test]
+    fn an_account_has_the_path_of_the_convention() {
+        let domain: TrustDomain = "east.mesh.internal".parse().expect("trust domain");
+        let account = AccountRef { account: "web".parse().expect("name"), namespace: "shop".parse().expect("name") };
+        let id = domain.account(&account);
+        assert_eq!(id.to_string(), "spiffe://east.mesh.internal/ns/shop/sa/web");
+        assert_eq!(id.to_string().parse(), Ok(id.clone()));
+        assert_eq!(id.role(), Role::Workload(account));
+        assert_eq!(domain.edge(&"east".parse().expect("name")).role(), Role::Edge);
+        assert_eq!(domain.id().path(), "");
     }
 }

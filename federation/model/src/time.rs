@@ -49,3 +49,24 @@ impl fmt::Display for Timestamp {
         write!(f, "{}.{:03}", self.0 / 1000, self.0 % 1000)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arithmetic_stays_within_its_ends() {
+        let hour = Duration::from_secs(3600);
+        assert_eq!(Timestamp::MAX.after(hour), Timestamp::MAX);
+        assert_eq!(Timestamp::ZERO.before(hour), Timestamp::ZERO);
+        assert_eq!(Timestamp::ZERO.since(Timestamp::MAX), Duration::ZERO);
+        assert_eq!(Timestamp::from_secs(u64::MAX), Timestamp::MAX);
+        assert_eq!(Timestamp::ZERO.after(Duration::MAX), Timestamp::MAX);
+        assert_eq!(Timestamp::from_secs(7200).before(hour).since(Timestamp::ZERO), hour);
+    }
+
+    #[test]
+    fn is_shown_in_seconds() {
+        assert_eq!(Timestamp::from_millis(1_050).to_string(), "1.050");
+    }
+}

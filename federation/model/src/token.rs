@@ -92,3 +92,57 @@ impl JoinToken {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> JoinToken {
+        JoinToken {
+            id: TokenId([7; 16]),
+            secret: TokenSecret([42; 32]),
+            issuer: "east".parse().expect("name"),
+            issuer_trust_domain: "east.mesh.internal".parse().expect("trust domain"),
+            issuer_pin: Digest::ZERO,
+            endpoints: vec!["east.example:7000".parse().expect("endpoint")],
+            joiner: "west".parse().expect("name"),
+            expires_at: Timestamp::from_secs(100),
+        }
+    }
+
+    fn check(own: &str, now: Timestamp) -> Result<(), TokenError> {
+        token().check(&own.parse().expect("name"), now)
+    }
+
+    #[test]
+    fn the_named_joiner_may_redeem_it_until_it_ends() {
+        assert_eq!(check("west", Timestamp::ZERO), Ok(()));
+        assert_eq!(check("west", Timestamp::from_millis(99_999)), Ok(()));
+    }
+
+    #[test]
+    fn it_is_refused_from_the_instant_at_which_it_ends() {
+        for (now, ago) in [(100, 0), (160, 60)] {
+            let expected = TokenError::Expired { ago: Duration::from_secs(ago), joiner: "west".parse().expect("name") };
+            assert_eq!(check("west", Timestamp::from_secs(now)), Err(expected));
+        }
+        let message = check("west", Timestamp::MAX).expect_err("ended").to_string();
+        assert!(message.contains("hanse link token west"), "{message}");
+    }
+
+    #[test]
+    fn another_cluster_is_refused() {
+        assert!(matches!(check("onprem", Timestamp::ZERO), Err(TokenError::OtherJoiner { .. })));
+    }
+
+    #[test]
+    fn its_own_issuer_is_refused_first() {
+        assert!(matches!(check("east", Timestamp::MAX), Err(TokenError::OwnCluster { .. })));
+    }
+
+    #[test]
+    fn the_secret_is_not_shown() {
+        let shown = format!("{:?}", token());
+        assert!(shown.contains("hidden") && !shown.contains("42, 42"), "{shown}");
+    }
+}

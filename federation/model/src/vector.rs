@@ -35,3 +35,23 @@ impl Vector {
         Some((*epoch, *head))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::cluster;
+
+    #[test]
+    fn heads_are_kept_per_log_and_epoch() {
+        let mut vector = Vector::default();
+        let head = |seq| Head { seq, digest: Digest([seq as u8; 32]) };
+        vector.set(cluster(0), Audience::Law, 1, head(3));
+        vector.set(cluster(0), Audience::Law, 2, head(1));
+        vector.set(cluster(0), Audience::All, 1, head(9));
+        assert_eq!(vector.head(cluster(0), Audience::Law, 1), Some(head(3)));
+        assert_eq!(vector.latest(cluster(0), Audience::Law), Some((2, head(1))));
+        assert_eq!(vector.latest(cluster(0), Audience::All), Some((1, head(9))));
+        assert_eq!(vector.latest(cluster(1), Audience::Law), None);
+        assert_eq!(vector.head(cluster(0), Audience::Law, 3), None);
+    }
+}

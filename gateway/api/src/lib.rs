@@ -1,1 +1,34 @@
-//! Placeholder while the room is being furnished.
+//! The gRPC services of a gateway: manage (operators), workload identity and discovery (sidecars).
+//!
+//! In: requests over a Unix socket whose peer the kernel names, and over TLS whose peer identity proves. Out: replies in
+//! the one shape that `-o json` prints, SVIDs for workloads that proved who they are, and to each sidecar the signed
+//! records that concern it.
+//! Never: knows how links or the proxy work (see [`Links`], [`Connections`], [`System`], which the program implements);
+//! answers a request whose peer was not judged; forwards a record in other words than its writer signed.
+
+mod backend;
+mod connection;
+mod discovery;
+mod errors;
+mod feed;
+mod manage;
+pub mod metrics;
+mod registry;
+mod server;
+mod socket;
+mod tls;
+mod tokens;
+mod workload;
+
+pub use backend::{
+    BoxFuture, Certificate, Check, CheckState, Connections, Direction, IssuedToken, Joined, LinkPhase, LinkState,
+    Links, Probed, System, TokenState, TokenSummary,
+};
+pub use connection::{CONNECTIONS_MAX, Peer, STRANGER_LIMIT};
+pub use discovery::{SERVES_MAX, SERVICES_MAX, SUBSCRIBE_LIMIT};
+pub use errors::{Kind, Refusal};
+pub use registry::{DENIALS_MAX, EnrolledBy, FEEDS_MAX, Instance, Registry};
+pub use server::{Api, Inputs, Settings};
+pub use socket::{Access, Socket, SocketError, bind};
+pub use tls::{HANDSHAKE_LIMIT, HANDSHAKES_MAX};
+pub use tokens::WORKLOAD_TOKENS_OPEN_MAX;

@@ -1,0 +1,403 @@
+//! A cluster's own authority: its root, the intermediate that signs, and the keys that speak for the cluster.
+//!
+//! In: a trust domain and a name, or the keys made of them before; signing requests of those who were attested.
+//! Out: SVIDs, signatures over records, the cluster as a candidate, its trust bundle. Never: decides who is attested,
+//! and never takes a name from a signing request.
+
+use std::{fmt, time::Duration};
+
+use aws_lc_rs::{
+    agreement,
+    signature::{Ed25519KeyPair, KeyPair as _},
+};
+use federation_model::{
+    Candidate, ClusterName, Digest, ReplicationKey, Role, SealingKey, SpiffeId, Timestamp, TrustBundle, TrustDomain,
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+};
+use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use crate::{
+    CsrError, SvidError, certificate::Certificate, cluster_id, csr::requested_key, seal::SealError, sha256, token,
+    verifier::verify_issued,
+};
+
+/// Life of an SVID unless said otherwise.
+pub const SVID_TTL_DEFAULT: Duration = Duration::from_secs(3600);
+/// Shortest life that can be asked for.
+pub const SVID_TTL_MIN: Duration = Duration::from_secs(1);
+/// Longest life that can be asked for.
+pub const SVID_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How far before its making an SVID begins at most, for peers whose clock is late; never more than a tenth of its life,
+/// so that half its life is still to come when it is made.
+pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(300);
+/// Life of root and intermediate. Both end together: the intermediate is renewed with the root.
+pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Why an authority cannot be made or taken up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthorityError {
+    #[error("a key could not be made")]
+    Generate,
+    #[error("certificate of the {what} could not be made")]
+    Certificate { what: &'static str, source: rcgen::Error },
+    #[error("{what} among the stored keys is not usable: were they made by another version, or for another cluster?")]
+    Unusable { what: &'static str },
+}
+
+/// Why an SVID is not issued.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IssueError {
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    #[error("{id} is of another trust domain, this authority signs for {domain} alone")]
+    ForeignDomain { id: SpiffeId, domain: TrustDomain },
+    #[error("{id} has no role that is issued: accounts are spiffe://{domain}/ns/<namespace>/sa/<account>")]
+    Role { id: SpiffeId, domain: TrustDomain },
+    #[error("{id} is another cluster's edge")]
+    ForeignEdge { id: SpiffeId },
+    #[error("a life of {ttl:?} is not between 1 s and 24 h")]
+    Ttl { ttl: Duration },
+    #[error("the authority's own certificate ends before that")]
+    AuthorityEnded,
+    #[error("certificate could not be made")]
+    Certificate(#[source] rcgen::Error),
+    #[error("the certificate that was made does not pass our own checks")]
+    Unfit(#[source] SvidError),
+}
+
+impl IssueError {
+    /// Short fixed word for metrics and audit.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Csr(error) => error.reason(),
+            Self::ForeignDomain { .. } => "foreign_domain",
+            Self::Role { .. } => "role",
+            Self::ForeignEdge { .. } => "foreign_edge",
+            Self::Ttl { .. } => "ttl",
+            Self::AuthorityEnded => "authority_ended",
+            Self::Certificate(_) => "certificate",
+            Self::Unfit(_) => "unfit",
+        }
+    }
+}
+
+/// An SVID as its signer made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// DER of leaf and intermediate.
+    pub chain: Vec<Vec<u8>>,
+    /// DER of the root above them.
+    pub root: Vec<u8>,
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+    /// Big-endian, 16 bytes.
+    pub serial: Vec<u8>,
+}
+
+impl Issued {
+    /// Leaf, intermediate, root: what an edge shows, so that strangers can compare the root with a pin.
+    pub fn full_chain(&self) -> Vec<Vec<u8>> {
+        self.chain.iter().chain([&self.root]).cloned().collect()
+    }
+}
+
+/// Whoever holds a cluster's keys: in this process, or later in one without a network.
+pub trait Signer: Send + Sync {
+    /// Signs an SVID for an identity that the caller attested. Of the request (PKCS #10 DER) only the key counts.
+    ///
+    /// # Errors
+    /// The identity is not this authority's to give, the life is out of bounds, or the request is bad.
+    fn sign_svid(&self, id: &SpiffeId, csr: &[u8], ttl: Duration, now: Timestamp) -> Result<Issued, IssueError>;
+
+    /// Ed25519 over "hanse-record-v1" ‖ 0x00 ‖ `record`.
+    fn sign_record(&self, record: &[u8]) -> [u8; 64];
+
+    /// Opens what another sealed to this cluster's sealing key with [`crate::seal::seal_to`].
+    ///
+    /// # Errors
+    /// It was sealed to another key, under another `aad`, or was changed.
+    fn unseal(&self, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError>;
+}
+
+/// The keys of an authority in the clear, on their way into or out of a sealed row. Wiped when dropped.
+#[derive(Clone)]
+pub struct AuthorityKeys {
+    /// PKCS #8 DER.
+    pub root_key: Zeroizing<Vec<u8>>,
+    /// DER.
+    pub root_certificate: Vec<u8>,
+    /// PKCS #8 DER.
+    pub intermediate_key: Zeroizing<Vec<u8>>,
+    /// DER.
+    pub intermediate_certificate: Vec<u8>,
+    /// Ed25519, PKCS #8 DER.
+    pub replication_key: Zeroizing<Vec<u8>>,
+    /// X25519 private key, 32 bytes.
+    pub sealing_key: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for AuthorityKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthorityKeys(hidden)")
+    }
+}
+
+/// One certificate of the authority, for `cert status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateSummary {
+    /// `root` or `intermediate`.
+    pub kind: &'static str,
+    pub spiffe_id: SpiffeId,
+    /// Big-endian.
+    pub serial: Vec<u8>,
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+    /// SHA-256 of the public key (SPKI DER).
+    pub key_sha256: Digest,
+}
+
+/// The authority in this very process.
+pub struct LocalSigner {
+    domain: TrustDomain,
+    name: ClusterName,
+    root_der: Vec<u8>,
+    intermediate_der: Vec<u8>,
+    issuer: Issuer<'static, KeyPair>,
+    summaries: [CertificateSummary; 2],
+    replication: Ed25519KeyPair,
+    replication_key: ReplicationKey,
+    sealing_private: Zeroizing<Vec<u8>>,
+    sealing_key: SealingKey,
+}
+
+impl LocalSigner {
+    /// Makes a new authority: root, intermediate, replication key and sealing key.
+    ///
+    /// # Errors
+    /// The cryptographic library refused, which it does only without randomness.
+    pub fn generate(
+        domain: &TrustDomain,
+        name: &ClusterName,
+        now: Timestamp,
+    ) -> Result<(Self, AuthorityKeys), AuthorityError> {
+        let p256 = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|_| AuthorityError::Generate);
+        let (root_key, intermediate_key) = (p256()?, p256()?);
+        let failed = |what| move |source| AuthorityError::Certificate { what, source };
+
+        let root_params = ca_params(domain, name, "root", BasicConstraints::Unconstrained, now)?;
+        let root_certificate = root_params.self_signed(&root_key).map_err(failed("root"))?.der().to_vec();
+        let above = Issuer::from_params(&root_params, &root_key);
+        // The intermediate signs leaves and nothing else.
+        let params = ca_params(domain, name, "intermediate", BasicConstraints::Constrained(0), now)?;
+        let intermediate = params.signed_by(&intermediate_key, &above).map_err(failed("intermediate"))?;
+
+        let replication = Ed25519KeyPair::generate().map_err(|_| AuthorityError::Generate)?;
+        let replication = replication.to_pkcs8().map_err(|_| AuthorityError::Generate)?;
+        let keys = AuthorityKeys {
+            root_key: Zeroizing::new(root_key.serialize_der()),
+            root_certificate,
+            intermediate_key: Zeroizing::new(intermediate_key.serialize_der()),
+            intermediate_certificate: intermediate.der().to_vec(),
+            replication_key: Zeroizing::new(replication.as_ref().to_vec()),
+            sealing_key: Zeroizing::new(token::random::<32>().to_vec()),
+        };
+        Ok((Self::from_keys(domain, name, keys.clone())?, keys))
+    }
+
+    /// Takes up an authority that was made before.
+    ///
+    /// # Errors
+    /// A key or certificate cannot be read, they do not belong together, or they are another trust domain's.
+    pub fn from_keys(domain: &TrustDomain, name: &ClusterName, keys: AuthorityKeys) -> Result<Self, AuthorityError> {
+        let unusable = |what| AuthorityError::Unusable { what };
+        let root = summary("root", domain, &keys.root_certificate).ok_or(unusable("root certificate"))?;
+        let intermediate = summary("intermediate", domain, &keys.intermediate_certificate)
+            .ok_or(unusable("intermediate certificate"))?;
+        let pair = |der: &[u8], of: &CertificateSummary, what| {
+            let pair = KeyPair::try_from(der).map_err(|_| unusable(what))?;
+            let matches = sha256(&pair.subject_public_key_info()) == of.key_sha256;
+            if matches { Ok(pair) } else { Err(unusable(what)) }
+        };
+        // The root's key is checked, then left in its sealed row: signing leaves does not need it.
+        pair(&keys.root_key, &root, "root key")?;
+        let intermediate_key = pair(&keys.intermediate_key, &intermediate, "intermediate key")?;
+        let issuer =
+            Issuer::from_ca_cert_der(&CertificateDer::from(keys.intermediate_certificate.as_slice()), intermediate_key)
+                .map_err(|_| unusable("intermediate certificate"))?;
+
+        let replication = Ed25519KeyPair::from_pkcs8(&keys.replication_key).map_err(|_| unusable("replication key"))?;
+        let replication_key = replication
+            .public_key()
+            .as_ref()
+            .try_into()
+            .map(ReplicationKey)
+            .map_err(|_| unusable("replication key"))?;
+        let sealing = agreement::PrivateKey::from_private_key(&agreement::X25519, &keys.sealing_key)
+            .ok()
+            .and_then(|private| private.compute_public_key().ok());
+        let sealing_key = sealing
+            .and_then(|public| public.as_ref().try_into().ok())
+            .map(SealingKey)
+            .ok_or(unusable("sealing key"))?;
+        Ok(Self {
+            domain: domain.clone(),
+            name: name.clone(),
+            root_der: keys.root_certificate,
+            intermediate_der: keys.intermediate_certificate,
+            issuer,
+            summaries: [root, intermediate],
+            replication,
+            replication_key,
+            sealing_private: keys.sealing_key,
+            sealing_key,
+        })
+    }
+
+    /// What this cluster says of itself when it founds or joins.
+    pub fn candidate(&self) -> Candidate {
+        Candidate {
+            id: cluster_id(&self.root_der, &self.replication_key),
+            name: self.name.clone(),
+            trust_domain: self.domain.clone(),
+            root: self.root_der.clone(),
+            replication_key: self.replication_key,
+            sealing_key: self.sealing_key,
+        }
+    }
+
+    /// This cluster's trust bundle, as the `sequence`-th publication.
+    pub fn bundle(&self, sequence: u64) -> TrustBundle {
+        TrustBundle { trust_domain: self.domain.clone(), sequence, roots: vec![self.root_der.clone()] }
+    }
+
+    /// SHA-256 of the root's public key (SPKI DER): what tokens pin.
+    pub fn root_pin(&self) -> Digest {
+        let [root, _] = &self.summaries;
+        root.key_sha256
+    }
+
+    /// Root, then intermediate.
+    pub fn certificates(&self) -> Vec<CertificateSummary> {
+        self.summaries.to_vec()
+    }
+}
+
+impl fmt::Debug for LocalSigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalSigner").field("domain", &self.domain).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Signer for LocalSigner {
+    fn sign_svid(&self, id: &SpiffeId, csr: &[u8], ttl: Duration, now: Timestamp) -> Result<Issued, IssueError> {
+        if *id.trust_domain() != self.domain {
+            return Err(IssueError::ForeignDomain { id: id.clone(), domain: self.domain.clone() });
+        }
+        match id.role() {
+            Role::Workload(_) => {}
+            Role::Edge if *id == self.domain.edge(&self.name) => {}
+            Role::Edge => return Err(IssueError::ForeignEdge { id: id.clone() }),
+            _ => return Err(IssueError::Role { id: id.clone(), domain: self.domain.clone() }),
+        }
+        if ttl < SVID_TTL_MIN || ttl > SVID_TTL_MAX {
+            return Err(IssueError::Ttl { ttl });
+        }
+        let spki = requested_key(csr)?;
+        // Certificates count whole seconds.
+        let not_before = Timestamp::from_secs(now.before(CERTIFICATE_BACKDATE.min(ttl / 10)).as_secs());
+        let not_after = Timestamp::from_secs(now.after(ttl).as_secs());
+        let [root, intermediate] = &self.summaries;
+        if not_after > intermediate.not_after.min(root.not_after) {
+            return Err(IssueError::AuthorityEnded);
+        }
+        let serial = serial();
+        let mut params = CertificateParams::default();
+        params.not_before = rcgen::date_time_ymd(1970, 1, 1) + since_epoch(not_before);
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + since_epoch(not_after);
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        // No subject: the SPIFFE ID is the only name, and the SAN is critical for it (RFC 5280, 4.1.2.6).
+        params.distinguished_name = DistinguishedName::new();
+        let uri = id.to_string().try_into().map_err(IssueError::Certificate)?;
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let key = SubjectPublicKeyInfo::from_der(&spki).map_err(IssueError::Certificate)?;
+        let leaf = params.signed_by(&key, &self.issuer).map_err(IssueError::Certificate)?;
+        let chain = vec![leaf.der().to_vec(), self.intermediate_der.clone()];
+        // What leaves this house passes its own gate: one URI SAN, the right one, and every other check.
+        verify_issued(&chain, &self.bundle(0), id, now).map_err(IssueError::Unfit)?;
+        Ok(Issued { chain, root: self.root_der.clone(), not_before, not_after, serial: serial.to_vec() })
+    }
+
+    fn sign_record(&self, record: &[u8]) -> [u8; 64] {
+        let signature = self.replication.sign(&crate::record::signed_bytes(record));
+        let mut bytes = [0; 64];
+        bytes.copy_from_slice(signature.as_ref());
+        bytes
+    }
+
+    fn unseal(&self, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        crate::seal::unseal(&self.sealing_private, aad, sealed)
+    }
+}
+
+/// A CA certificate with the trust domain's own SPIFFE ID (X509-SVID, 4.2: no path).
+fn ca_params(
+    domain: &TrustDomain,
+    name: &ClusterName,
+    kind: &str,
+    constraints: BasicConstraints,
+    now: Timestamp,
+) -> Result<CertificateParams, AuthorityError> {
+    let what = if kind == "root" { "root" } else { "intermediate" };
+    let serial = serial();
+    let mut params = CertificateParams::default();
+    params.not_before = rcgen::date_time_ymd(1970, 1, 1) + since_epoch(now.before(CERTIFICATE_BACKDATE));
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + since_epoch(now.after(ROOT_LIFETIME));
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    // Names that no two authorities share: path building goes by them.
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, "Hanse");
+    let short: String = serial.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    subject.push(DnType::CommonName, format!("{name} {kind} {short}"));
+    params.distinguished_name = subject;
+    let uri = domain.id().to_string().try_into().map_err(|source| AuthorityError::Certificate { what, source })?;
+    params.subject_alt_names = vec![SanType::URI(uri)];
+    params.is_ca = IsCa::Ca(constraints);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn summary(kind: &'static str, domain: &TrustDomain, der: &[u8]) -> Option<CertificateSummary> {
+    crate::verifier::check_root(domain, der).ok()?;
+    let certificate = Certificate::parse(der, 0).ok()?;
+    Some(CertificateSummary {
+        kind,
+        spiffe_id: domain.id(),
+        serial: certificate.serial.to_vec(),
+        not_before: certificate.not_before,
+        not_after: certificate.not_after,
+        key_sha256: sha256(certificate.spki),
+    })
+}
+
+/// 128 random bits, positive and never shortened: the first byte lies between 0x40 and 0x7f.
+fn serial() -> [u8; 16] {
+    let mut serial = token::random::<16>();
+    serial[0] = serial[0] & 0x3f | 0x40;
+    serial
+}
+
+/// Whole seconds, to be added to the first day of 1970: rcgen counts in a calendar.
+fn since_epoch(at: Timestamp) -> Duration {
+    Duration::from_secs(at.as_secs())
+}

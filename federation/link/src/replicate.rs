@@ -1,0 +1,557 @@
+//! Drives the replica: the one task that owns this cluster's copy of every log.
+//!
+//! In: local writes, admissions, vectors and records of members. Out: rows, then messages and snapshots, in that order.
+//! Never: sends or publishes what is not durable; takes a record whose signature it did not have checked.
+//!
+//! Commands that wait together become one durable write. If the store refuses it, the replica goes back to what the
+//! store holds, and every caller of that batch hears of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use federation_identity::now;
+use federation_model::{
+    Admission, Alarm, Audience, Authentic, Body, Bundles, ClusterId, Effect, FederationId, Intention, Message, Record,
+    RecordId, RecordKey, Replica, RuleState, ServiceCatalog, Snapshot, Vector, fold,
+};
+use federation_store::{Change, Expect, Kind, StoreError};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior},
+};
+
+use crate::{
+    Shared, WriteError,
+    endpoint::code,
+    limits::DRIVER_BATCH,
+    metrics,
+    records::{self, Unchecked, Unfit},
+    registry::Session,
+    state::{self, State},
+};
+
+/// Records in one durable write; what is beyond goes into the next.
+const WRITE_RECORDS_MAX: usize = 2_048;
+/// A snapshot is put off while records keep coming, but never for more than this many times what making one takes.
+const PUBLISH_BACKLOG: u32 = 4;
+
+/// What others ask of the driver.
+pub(crate) enum Command {
+    Write {
+        audience: Audience,
+        body: Box<Body>,
+        author: String,
+        reply: oneshot::Sender<Result<RecordId, WriteError>>,
+    },
+    /// Admits a joiner and marks its token used, in one durable write or not at all.
+    Admit {
+        admission: Box<Admission>,
+        token: Box<Change>,
+        reply: oneshot::Sender<Result<Authentic<Record>, AdmitError>>,
+    },
+    /// Leaves the own federation for one that admitted this cluster.
+    Rejoin {
+        federation: FederationId,
+        records: Vec<Authentic<Record>>,
+        reply: oneshot::Sender<Result<(), RejoinError>>,
+    },
+    /// Shuts a member out here, or lets it in again.
+    Block {
+        member: ClusterId,
+        on: bool,
+        reply: oneshot::Sender<Result<bool, WriteError>>,
+    },
+    Vector {
+        peer: ClusterId,
+        vector: Vector,
+    },
+    Records {
+        session: Arc<Session>,
+        envelopes: Vec<Vec<u8>>,
+    },
+}
+
+/// Why a joiner was not admitted.
+#[derive(Debug)]
+pub(crate) enum AdmitError {
+    NameTaken,
+    DomainTaken,
+    /// The token changed meanwhile: judge it again.
+    Conflict,
+    Failed(String),
+}
+
+/// Why the federation was not changed.
+#[derive(Debug)]
+pub(crate) enum RejoinError {
+    HasMembers(usize),
+    Records(String),
+    Store(String),
+}
+
+/// What one batch of commands has brought about and not yet made durable.
+#[derive(Default)]
+struct Pending {
+    persist: Vec<Authentic<Record>>,
+    sends: Vec<(ClusterId, Message)>,
+    alarms: Vec<Alarm>,
+    written: Vec<(oneshot::Sender<Result<RecordId, WriteError>>, RecordId)>,
+    publish: bool,
+}
+
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    replica: Replica,
+    blocked: BTreeSet<ClusterId>,
+    /// Durable, and not in the records last published.
+    unpublished: Vec<Authentic<Record>>,
+    /// Order of arrival of the next record.
+    arrivals: u64,
+    connected: BTreeMap<ClusterId, Arc<Session>>,
+    revision: u64,
+    dirty: bool,
+    published: Instant,
+    publish_cost: Duration,
+}
+
+/// What the driver starts from.
+pub(crate) struct Start {
+    pub(crate) replica: Replica,
+    pub(crate) blocked: BTreeSet<ClusterId>,
+    pub(crate) arrivals: u64,
+}
+
+impl Driver {
+    /// A driver that has published once already.
+    pub(crate) fn new(shared: Arc<Shared>, start: Start) -> Self {
+        let Start { replica, blocked, arrivals } = start;
+        let (published, publish_cost) = (Instant::now(), Duration::ZERO);
+        let connected = BTreeMap::new();
+        let mut driver = Self {
+            shared,
+            replica,
+            blocked,
+            unpublished: Vec::new(),
+            arrivals,
+            connected,
+            revision: 0,
+            dirty: false,
+            published,
+            publish_cost,
+        };
+        driver.publish();
+        driver
+    }
+
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut sessions = self.shared.registry.changes();
+        let mut compare = tokio::time::interval(self.shared.limits.anti_entropy);
+        compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shared.cancel.cancelled() => return,
+                changed = sessions.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.follow_sessions().await;
+                }
+                _ = compare.tick() => {
+                    let effects = self.replica.anti_entropy();
+                    let mut pending = Pending::default();
+                    pending.add(effects);
+                    let _ = self.flush(pending).await;
+                }
+                count = commands.recv_many(&mut batch, DRIVER_BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    self.handle(batch.drain(..)).await;
+                }
+            }
+            if self.dirty && (commands.is_empty() || self.published.elapsed() > self.publish_cost * PUBLISH_BACKLOG) {
+                self.publish();
+            }
+        }
+    }
+
+    async fn handle(&mut self, batch: impl Iterator<Item = Command>) {
+        let mut pending = Pending::default();
+        for command in batch {
+            if pending.persist.len() >= WRITE_RECORDS_MAX {
+                let _ = self.flush(std::mem::take(&mut pending)).await;
+            }
+            match command {
+                Command::Write { audience, body, author, reply } => {
+                    match self.write(audience, *body, author) {
+                        Ok((id, effects)) => {
+                            pending.add(effects);
+                            pending.written.push((reply, id));
+                        }
+                        Err(error) => drop(reply.send(Err(error))),
+                    };
+                }
+                Command::Vector { peer, vector } => {
+                    if self.connected.contains_key(&peer) {
+                        pending.add(self.replica.on_vector(peer, vector));
+                    }
+                }
+                Command::Records { session, envelopes } => self.receive(&session, envelopes, &mut pending),
+                // These stand or fall alone.
+                Command::Admit { admission, token, reply } => {
+                    let _ = self.flush(std::mem::take(&mut pending)).await;
+                    let _ = reply.send(self.admit(*admission, *token).await);
+                }
+                Command::Rejoin { federation, records, reply } => {
+                    let _ = self.flush(std::mem::take(&mut pending)).await;
+                    let _ = reply.send(self.rejoin(federation, records).await);
+                }
+                Command::Block { member, on, reply } => {
+                    let _ = self.flush(std::mem::take(&mut pending)).await;
+                    let _ = reply.send(self.block(member, on).await);
+                }
+            }
+        }
+        let _ = self.flush(pending).await;
+    }
+
+    /// Signs a record for the next place of its log and takes it.
+    fn write(&mut self, audience: Audience, body: Body, author: String) -> Result<(RecordId, Vec<Effect>), WriteError> {
+        let record = compose(&self.shared, &self.replica, audience, body, author)?;
+        let id = record.id();
+        let effects = self.replica.on_local(record).map_err(|error| WriteError::Bounds(error.to_string()))?;
+        Ok((id, effects))
+    }
+
+    /// Checks what a member sent and hands it to the replica, admissions before what they vouch for.
+    fn receive(&mut self, session: &Session, envelopes: Vec<Vec<u8>>, pending: &mut Pending) {
+        let peer = session.member;
+        let federation = self.replica.federation();
+        let (mut ready, mut unknown) = (Vec::new(), 0);
+        for envelope in envelopes {
+            let checked = Unchecked::read(envelope.into()).and_then(|unchecked| {
+                if self.replica.replication_key(&unchecked.writer()).is_none() && !ready.is_empty() {
+                    pending.add(self.replica.on_records(peer, std::mem::take(&mut ready), 0));
+                }
+                unchecked.check(Some(&federation), |writer| self.replica.replication_key(writer))
+            });
+            let outcome = match checked {
+                Ok(record) => {
+                    ready.push(record);
+                    "checked"
+                }
+                Err(unfit) => {
+                    let outcome = unfit.reason();
+                    match unfit {
+                        Unfit::UnknownWriter(_) => unknown += 1,
+                        Unfit::Forged(detail) => {
+                            tracing::warn!(cluster = %session.name, error = detail, "member sent a forged record");
+                            session.close(code::PROTOCOL, "forged_record");
+                        }
+                        Unfit::Unreadable(detail) => {
+                            tracing::warn!(cluster = %session.name, error = detail, "member sent a record that cannot be read");
+                        }
+                        Unfit::OtherFederation => {}
+                    }
+                    outcome
+                }
+            };
+            ::metrics::counter!(metrics::RECORDS_RECEIVED, "outcome" => outcome).increment(1);
+        }
+        pending.add(self.replica.on_records(peer, ready, unknown));
+    }
+
+    async fn admit(&mut self, admission: Admission, token: Change) -> Result<Authentic<Record>, AdmitError> {
+        let candidate = &admission.candidate;
+        if let Some(snapshot) = self.shared.snapshot.borrow().as_ref() {
+            let other = |member: Option<&federation_model::Member>| member.is_some_and(|held| held.id != candidate.id);
+            if other(snapshot.members.by_name(&candidate.name)) {
+                return Err(AdmitError::NameTaken);
+            }
+            if other(snapshot.members.by_trust_domain(&candidate.trust_domain)) {
+                return Err(AdmitError::DomainTaken);
+            }
+        }
+        let author = "join".to_owned();
+        let record = compose(&self.shared, &self.replica, Audience::Law, Body::Admission(admission), author)
+            .map_err(|error| AdmitError::Failed(error.to_string()))?;
+        let effects = self.replica.on_local(record.clone()).map_err(|error| AdmitError::Failed(error.to_string()))?;
+        let mut pending = Pending::default();
+        pending.add(effects);
+        match self.flush_with(pending, vec![token]).await {
+            Ok(()) => {
+                // The joiner's first session may follow its answer at once: its bundle must be in force by then.
+                self.publish();
+                Ok(record)
+            }
+            Err(StoreError::Conflict { .. }) => Err(AdmitError::Conflict),
+            Err(error) => Err(AdmitError::Failed(error.to_string())),
+        }
+    }
+
+    /// Takes up another federation's records in place of the own one's, and says there again what this cluster said of
+    /// itself: terms, bundle, services and rules. All in one durable write.
+    async fn rejoin(&mut self, federation: FederationId, given: Vec<Authentic<Record>>) -> Result<(), RejoinError> {
+        let others = self.shared.snapshot.borrow().as_ref().map_or(0, |held| held.members.len().saturating_sub(1));
+        if others > 0 {
+            return Err(RejoinError::HasMembers(others));
+        }
+        let own = self.shared.own;
+        let mut replica = Replica::new(own, federation);
+        let refused = replica.load(given);
+        if let Some(error) = refused.into_iter().next() {
+            return Err(RejoinError::Records(error.to_string()));
+        }
+        for (audience, body, author) in own_words(&self.replica) {
+            let record = compose(&self.shared, &replica, audience, body, author);
+            let record = record.map_err(|error| RejoinError::Records(error.to_string()))?;
+            replica.on_local(record).map_err(|error| RejoinError::Records(error.to_string()))?;
+        }
+        if fold(own, federation, 0, replica.records()).is_none_or(|held| held.members.get(&own).is_none()) {
+            return Err(RejoinError::Records("they do not make this cluster a member".into()));
+        }
+        let failed = |error: StoreError| RejoinError::Store(error.to_string());
+        let mut changes: Vec<Change> =
+            replica.records().zip(0..).map(|(record, arrival)| records::put(record, arrival)).collect();
+        let kept: BTreeSet<Vec<u8>> = changes.iter().map(|change| change.key().name.clone()).collect();
+        let store = &self.shared.store;
+        for row in store.list(Kind::Record, &[]).await.map_err(failed)? {
+            if !kept.contains(&row.key.name) {
+                changes.push(Change::Delete { key: row.key, expected: Expect::Any });
+            }
+        }
+        // Tokens of the federation that is left would admit to nothing.
+        for row in store.list(Kind::JoinToken, &[]).await.map_err(failed)? {
+            changes.push(Change::Delete { key: row.key, expected: Expect::Any });
+        }
+        let state = State { own, federation, blocked: BTreeSet::new() };
+        changes.push(Change::Put { key: state::key(), value: state.encode(), expected: Expect::Any });
+        store.apply(changes).await.map_err(failed)?;
+        self.arrivals = replica.len() as u64;
+        self.replica = replica;
+        self.blocked = BTreeSet::new();
+        self.unpublished.clear();
+        self.shared.blocked.send_replace(Arc::default());
+        self.connected.clear();
+        self.publish();
+        self.follow_sessions().await;
+        Ok(())
+    }
+
+    async fn block(&mut self, member: ClusterId, on: bool) -> Result<bool, WriteError> {
+        let mut blocked = self.blocked.clone();
+        let changed = if on { blocked.insert(member) } else { blocked.remove(&member) };
+        if !changed {
+            return Ok(false);
+        }
+        if blocked.len() > crate::limits::BLOCKED_MAX {
+            return Err(WriteError::Bounds(format!("at most {} members may be blocked", crate::limits::BLOCKED_MAX)));
+        }
+        let state = State { own: self.shared.own, federation: self.replica.federation(), blocked: blocked.clone() };
+        let change = Change::Put { key: state::key(), value: state.encode(), expected: Expect::Any };
+        self.shared.store.apply(vec![change]).await.map_err(|error| WriteError::Store(error.to_string()))?;
+        self.blocked = blocked;
+        self.shared.blocked.send_replace(Arc::new(self.blocked.clone()));
+        self.publish();
+        Ok(true)
+    }
+
+    /// Tells the replica who came and who went: of each member, the session in use.
+    async fn follow_sessions(&mut self) {
+        let live = self.shared.registry.all_preferred();
+        let mut pending = Pending::default();
+        for (member, session) in &self.connected {
+            if live.get(member).is_none_or(|held| held.number != session.number) {
+                self.replica.on_disconnected(*member);
+            }
+        }
+        for (member, session) in &live {
+            if self.connected.get(member).is_none_or(|held| held.number != session.number) {
+                pending.add(self.replica.on_connected(*member));
+            }
+        }
+        self.connected = live;
+        let _ = self.flush(pending).await;
+    }
+
+    async fn flush(&mut self, pending: Pending) -> Result<(), StoreError> {
+        self.flush_with(pending, Vec::new()).await
+    }
+
+    /// Makes durable, then sends, then publishes, then answers; `also` stands in the same durable write.
+    async fn flush_with(&mut self, pending: Pending, also: Vec<Change>) -> Result<(), StoreError> {
+        let Pending { persist, sends, alarms, written, publish } = pending;
+        let mut changes = also;
+        for record in &persist {
+            changes.push(records::put(record, self.arrivals));
+            self.arrivals += 1;
+        }
+        if !changes.is_empty() {
+            let started = Instant::now();
+            let applied = self.shared.store.apply(changes).await;
+            ::metrics::histogram!(metrics::WRITE_SECONDS).record(started.elapsed().as_secs_f64());
+            if let Err(error) = applied {
+                if !matches!(error, StoreError::Conflict { .. }) {
+                    tracing::error!(%error, "records could not be made durable");
+                }
+                for (reply, _) in written {
+                    let _ = reply.send(Err(WriteError::Store(error.to_string())));
+                }
+                self.reload(matches!(error, StoreError::Uncertain { .. }));
+                return Err(error);
+            }
+        }
+        self.unpublished.extend(persist);
+        for Alarm::Equivocation { writer, audience, epoch, seq } in alarms {
+            tracing::error!(
+                writer = %writer.short(), ?audience, epoch, seq,
+                "two records at one place in a log: the epoch is frozen there"
+            );
+        }
+        self.send(sends);
+        self.dirty |= publish;
+        if self.dirty && !written.is_empty() {
+            self.publish();
+        }
+        for (reply, id) in written {
+            let _ = reply.send(Ok(id));
+        }
+        Ok(())
+    }
+
+    fn send(&self, sends: Vec<(ClusterId, Message)>) {
+        for (peer, message) in sends {
+            let Some(session) = self.connected.get(&peer) else { continue };
+            if let Err(mpsc::error::TrySendError::Full(_)) = session.replication.try_send(message) {
+                // It starts over from the vectors, which costs less than what waits.
+                session.close(code::OVERLOADED, "replication_lagging");
+            }
+        }
+    }
+
+    /// Back to what the store holds for sure. If the write that failed may have reached the disk all the same, the
+    /// places that it took must not be taken twice.
+    fn reload(&mut self, uncertain: bool) {
+        let held = self.shared.records.borrow().clone();
+        let mut replica = Replica::new(self.replica.own(), self.replica.federation());
+        replica.load(held.iter().chain(&self.unpublished).cloned());
+        if uncertain {
+            replica.break_continuity();
+        }
+        self.replica = replica;
+        let sessions = std::mem::take(&mut self.connected);
+        let mut pending = Pending::default();
+        for member in sessions.keys() {
+            pending.add(self.replica.on_connected(*member));
+        }
+        self.connected = sessions;
+        self.send(pending.sends);
+    }
+
+    /// Folds and tells everyone: first the verifier, so that nobody acts on a member that it does not know.
+    fn publish(&mut self) {
+        let started = Instant::now();
+        self.revision += 1;
+        let own = self.replica.own();
+        let snapshot = fold(own, self.replica.federation(), self.revision, self.replica.records());
+        let snapshot = snapshot.map(|snapshot| self.narrow(snapshot));
+        match &snapshot {
+            Some(snapshot) => drop(self.shared.verifier.publish(&snapshot.bundles)),
+            None => drop(self.shared.verifier.publish(&Bundles::default())),
+        }
+        self.shared.records.send_replace(Arc::new(self.replica.records().cloned().collect()));
+        self.shared.snapshot.send_replace(snapshot.map(Arc::new));
+        self.unpublished.clear();
+        self.dirty = false;
+        self.published = Instant::now();
+        self.publish_cost = started.elapsed();
+    }
+
+    /// Takes away the roots and services of whom this cluster shut out.
+    fn narrow(&self, mut snapshot: Snapshot) -> Snapshot {
+        if self.blocked.is_empty() {
+            return snapshot;
+        }
+        let domains: BTreeSet<_> = self
+            .blocked
+            .iter()
+            .filter_map(|member| snapshot.members.get(member))
+            .map(|member| member.trust_domain.clone())
+            .collect();
+        let mut bundles = Bundles::default();
+        for bundle in snapshot.bundles.iter().filter(|bundle| !domains.contains(&bundle.trust_domain)) {
+            let _ = bundles.update(bundle.clone());
+        }
+        let mut catalog = ServiceCatalog::default();
+        for service in snapshot.catalog.iter().filter(|service| !self.blocked.contains(&service.id.cluster)) {
+            catalog.insert(service.clone());
+        }
+        (snapshot.bundles, snapshot.catalog) = (bundles, catalog);
+        snapshot
+    }
+}
+
+impl Pending {
+    fn add(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Persist(records) => self.persist.extend(records),
+                Effect::Send { peer, message } => self.sends.push((peer, message)),
+                Effect::Publish => self.publish = true,
+                Effect::Alarm(alarm) => self.alarms.push(alarm),
+            }
+        }
+    }
+}
+
+/// Signs a record of this cluster for the next place of its log, in place of what it may replace.
+pub(crate) fn compose(
+    shared: &Shared,
+    replica: &Replica,
+    audience: Audience,
+    body: Body,
+    author: String,
+) -> Result<Authentic<Record>, WriteError> {
+    let position = replica.next_position(audience);
+    let key = records::key_of(shared.own, audience, &body).ok_or(WriteError::Kind("founding or unknown"))?;
+    let record = Record {
+        federation: replica.federation(),
+        writer: shared.own,
+        audience,
+        epoch: position.epoch,
+        seq: position.seq,
+        previous: position.previous,
+        replaces: replica.replaceable(&key),
+        author,
+        written_at: now(),
+        body,
+    };
+    let key = &shared.candidate.replication_key;
+    records::sign(shared.signer.as_ref(), key, record).map_err(WriteError::Bounds)
+}
+
+/// What this cluster last said under each key and would say again in another federation.
+fn own_words(replica: &Replica) -> Vec<(Audience, Body, String)> {
+    let mut last: HashMap<RecordKey, &Authentic<Record>> = HashMap::new();
+    let mut order = Vec::new();
+    for record in replica.records().filter(|record| record.value().writer == replica.own()) {
+        if last.insert(record.key(), record).is_none() {
+            order.push(record.key());
+        }
+    }
+    let said = order.iter().filter_map(|key| last.get(key)).filter(|record| {
+        matches!(
+            &record.value().body,
+            Body::Terms(_)
+                | Body::Bundle(_)
+                | Body::Service(_)
+                | Body::Intention(Intention { state: RuleState::Is(_), .. })
+        )
+    });
+    said.map(|record| (record.value().audience, record.value().body.clone(), record.value().author.clone())).collect()
+}

@@ -1,0 +1,163 @@
+//! How links fare: what operators see, and what `hanse check` finds out by trying.
+
+use std::{net::SocketAddr, time::Duration};
+
+use federation_identity::now;
+use federation_model::{ClusterId, ClusterName, Member, Timestamp};
+use tokio::time::Instant;
+
+use crate::{
+    Direction, Shared,
+    endpoint::code,
+    limits::HEARTBEATS_MISSED_MAX,
+    registry::lock,
+    session,
+    supervisor::{connect, resolve},
+};
+
+/// The state of a link in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinkState {
+    /// A session, and fresh answers on it.
+    Up,
+    /// A session whose heartbeats are not answered in time.
+    Degraded,
+    /// No session; this edge is dialling, or pauses between dials.
+    Dialling,
+    /// No session, and the member names nothing to dial: it has to dial us.
+    Waiting,
+    /// Removed here.
+    Removed,
+}
+
+impl LinkState {
+    /// Short fixed word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Dialling => "dialling",
+            Self::Waiting => "waiting",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+/// How the link with one member fares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkStatus {
+    pub member: ClusterId,
+    pub name: ClusterName,
+    pub state: LinkState,
+    /// Who dialled the session in use.
+    pub direction: Option<Direction>,
+    /// The far end of the session in use.
+    pub address: Option<SocketAddr>,
+    pub rtt: Option<Duration>,
+    /// Their clock less ours.
+    pub clock_offset_ms: Option<i64>,
+    /// Time since anything was last heard of the member; `None` if never.
+    pub data_age: Option<Duration>,
+    /// Tunnels over all sessions.
+    pub tunnels: u32,
+    pub sessions: usize,
+    /// When the session in use ends unless it is renewed.
+    pub deadline: Option<Timestamp>,
+    /// Why there is no session, or why the last one ended.
+    pub error: Option<String>,
+    /// Bytes of UDP payload over all live sessions.
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+}
+
+/// What trying a link for real found.
+#[derive(Clone, Debug)]
+pub struct ProbeReport {
+    pub member: ClusterId,
+    pub name: ClusterName,
+    /// Per address of its endpoints: how long a full handshake took, or why there was none.
+    pub handshakes: Vec<(String, Result<Duration, String>)>,
+    /// Round trip of the last heartbeat over the live session; `None` without one.
+    pub heartbeat: Option<Duration>,
+    pub clock_offset_ms: Option<i64>,
+}
+
+pub(crate) fn all(shared: &Shared) -> Vec<LinkStatus> {
+    let Some(snapshot) = shared.snapshot.borrow().clone() else { return Vec::new() };
+    let others = snapshot.members.iter().filter(|member| member.id != shared.own);
+    let mut statuses: Vec<LinkStatus> = others.map(|member| of(shared, member)).collect();
+    statuses.sort_by(|one, other| one.name.cmp(&other.name));
+    statuses
+}
+
+fn of(shared: &Shared, member: &Member) -> LinkStatus {
+    let sessions = shared.registry.of(&member.id);
+    let preferred = shared.registry.preferred(&member.id);
+    let past = shared.registry.past(&member.id);
+    let health = preferred.as_ref().map(|session| *lock(&session.health));
+    let late = shared.limits.heartbeat * HEARTBEATS_MISSED_MAX;
+    let state = if shared.blocked.borrow().contains(&member.id) {
+        LinkState::Removed
+    } else if let Some(health) = health {
+        if health.answered.elapsed() <= late { LinkState::Up } else { LinkState::Degraded }
+    } else if member.endpoints.is_empty() {
+        LinkState::Waiting
+    } else {
+        LinkState::Dialling
+    };
+    let bytes = sessions.iter().map(|session| session::bytes(&session.connection));
+    let (bytes_sent, bytes_received) = bytes.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    LinkStatus {
+        member: member.id,
+        name: member.name.clone(),
+        state,
+        direction: preferred.as_ref().map(|session| session.direction),
+        address: preferred.as_ref().map(|session| session.connection.remote_address()),
+        rtt: health.and_then(|health| health.rtt),
+        clock_offset_ms: health.and_then(|health| health.clock_offset_ms),
+        data_age: past.heard.map(|heard| heard.elapsed()),
+        tunnels: sessions.iter().map(|session| session.tunnel_count()).sum(),
+        sessions: sessions.len(),
+        deadline: preferred.as_ref().map(|session| session.deadline()),
+        error: past.error.filter(|_| state != LinkState::Up),
+        bytes_sent,
+        bytes_received,
+    }
+}
+
+pub(crate) async fn probe(shared: &Shared, id: ClusterId) -> Option<ProbeReport> {
+    let member = shared.snapshot.borrow().as_ref().and_then(|snapshot| snapshot.members.get(&id).cloned())?;
+    let mut handshakes = Vec::new();
+    for endpoint in &member.endpoints {
+        let addresses = match resolve(endpoint, shared.limits.handshake).await {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                handshakes.push((endpoint.to_string(), Err(error.to_string())));
+                continue;
+            }
+        };
+        for address in addresses {
+            let started = Instant::now();
+            let tried = connect(shared, &member, address).await.map_err(|error| error.to_string());
+            let tried = tried.and_then(|connection| {
+                let chain = crate::endpoint::peer_chain(&connection);
+                let proved = shared.verifier.session_peer(&chain, now()).map_err(|error| error.to_string());
+                connection.close(code::PROBE, b"probe");
+                let wanted = member.trust_domain.edge(&member.name);
+                proved.and_then(|peer| {
+                    if *peer.id() == wanted { Ok(started.elapsed()) } else { Err(format!("{} answered", peer.id())) }
+                })
+            });
+            handshakes.push((address.to_string(), tried));
+        }
+    }
+    let health = shared.registry.preferred(&id).map(|session| *lock(&session.health));
+    let fresh = health.filter(|health| health.answered.elapsed() <= shared.limits.heartbeat * HEARTBEATS_MISSED_MAX);
+    Some(ProbeReport {
+        member: id,
+        name: member.name,
+        handshakes,
+        heartbeat: fresh.and_then(|health| health.rtt),
+        clock_offset_ms: fresh.and_then(|health| health.clock_offset_ms),
+    })
+}

@@ -1,0 +1,8 @@
+//! Worlds of two and three clusters over real QUIC on loopback, and peers that do not keep to the protocol.
+
+mod joining;
+mod partitions;
+mod refusals;
+mod renewal;
+mod tunnels;
+mod worlds;

@@ -1,0 +1,253 @@
+//! What the API needs of the program that serves it: three small traits, in the nouns of the model.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use federation_model::{
+    Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Digest, Endpoint, Record, RecordId, Snapshot,
+    SpiffeId, Timestamp, TokenId, VerifiedPeer,
+};
+use tokio::sync::watch;
+
+use crate::Refusal;
+
+/// A future that a trait object may return.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The federation: tokens, joining, links, and the records of every member.
+pub trait Links: Send + Sync + 'static {
+    /// The newest snapshot; `None` before the first.
+    fn snapshot(&self) -> watch::Receiver<Option<Arc<Snapshot>>>;
+
+    /// Every record held, in order of arrival.
+    fn records(&self) -> watch::Receiver<Arc<Vec<Authentic<Record>>>>;
+
+    /// Issues a join token for `joiner`. The API checked that the name is free and the life within bounds.
+    fn issue_token(
+        &self,
+        joiner: ClusterName,
+        ttl: Duration,
+        lawmaker: bool,
+    ) -> BoxFuture<'_, Result<IssuedToken, Refusal>>;
+
+    /// Every join token that this cluster issued and still remembers.
+    fn tokens(&self) -> BoxFuture<'_, Result<Vec<TokenSummary>, Refusal>>;
+
+    /// Joins the federation that issued the token.
+    fn join(&self, token: String) -> BoxFuture<'_, Result<Joined, Refusal>>;
+
+    /// How every link is doing; one entry for each other member.
+    fn statuses(&self) -> Vec<LinkState>;
+
+    /// Ends the link with a member, for this cluster alone.
+    fn remove(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>>;
+
+    /// Writes a record of this cluster. Returns once it is durable and a snapshot with it is published.
+    fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>>;
+
+    /// Tries the link with a member: a real handshake, or a heartbeat on the session that stands.
+    fn probe(&self, member: ClusterId) -> BoxFuture<'_, Result<Probed, Refusal>>;
+}
+
+/// A join token, fresh from its issuer.
+#[derive(Clone)]
+pub struct IssuedToken {
+    /// What the joiner needs; secret.
+    pub text: String,
+    pub id: TokenId,
+    pub expires_at: Timestamp,
+    /// Where the joiner will dial.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// What became of a join token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenState {
+    Open,
+    Used,
+    Expired,
+    /// Void after too many bad proofs.
+    Burned,
+}
+
+impl TokenState {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Used => "used",
+            Self::Expired => "expired",
+            Self::Burned => "burned",
+        }
+    }
+}
+
+/// A join token as lists show it.
+#[derive(Clone, Debug)]
+pub struct TokenSummary {
+    pub id: TokenId,
+    pub joiner: ClusterName,
+    pub state: TokenState,
+    pub expires_at: Timestamp,
+    pub refusals: u32,
+}
+
+/// The federation that was joined.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    pub federation: federation_model::FederationId,
+    /// Who admitted this cluster.
+    pub issuer: ClusterName,
+    /// Every member, this cluster included.
+    pub members: Vec<ClusterName>,
+}
+
+/// Whether a link's session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkPhase {
+    Up,
+    Connecting,
+    /// For the other side to dial, since it names no endpoint.
+    Waiting,
+    /// This cluster removed the link.
+    Blocked,
+}
+
+impl LinkPhase {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Connecting => "connecting",
+            Self::Waiting => "waiting",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+/// Which side opened a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Dialled,
+    Accepted,
+}
+
+impl Direction {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dialled => "dialled",
+            Self::Accepted => "accepted",
+        }
+    }
+}
+
+/// How one link is doing.
+#[derive(Clone, Debug)]
+pub struct LinkState {
+    pub member: ClusterId,
+    pub name: ClusterName,
+    pub phase: LinkPhase,
+    /// `None` while down.
+    pub direction: Option<Direction>,
+    /// Of the peer's edge, as this side sees it; empty while down.
+    pub address: String,
+    pub rtt: Option<Duration>,
+    /// The peer's clock less ours.
+    pub clock_offset_ms: i64,
+    /// Since the last data from this member; `None` when none came yet.
+    pub data_age: Option<Duration>,
+    pub tunnels: u32,
+    /// When the session must have been renewed.
+    pub deadline: Option<Timestamp>,
+    /// Why the last attempt failed, and what to do; empty when it did not.
+    pub error: String,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+}
+
+/// What a probe of a link found.
+#[derive(Clone, Debug)]
+pub struct Probed {
+    pub rtt: Duration,
+    /// The peer's clock less ours.
+    pub clock_offset_ms: i64,
+    /// What was done, in words: `heartbeat on the session to 10.0.0.1:7443`.
+    pub detail: String,
+}
+
+/// The connections that the program carries.
+pub trait Connections: Send + Sync + 'static {
+    /// Live proxied connections.
+    fn count(&self) -> u64;
+
+    /// A fresh passthrough header for a connection that lives, from the sidecar `from`. A header that does not verify
+    /// changes nothing.
+    fn extend(&self, connection: ConnectionId, header: Vec<u8>, from: VerifiedPeer) -> BoxFuture<'_, ()>;
+}
+
+/// The program itself.
+pub trait System: Send + Sync + 'static {
+    /// Reads the configuration again; which keys changed.
+    ///
+    /// # Errors
+    /// The new configuration is wrong, or changes a key that cannot change live; the old one stays.
+    fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, Refusal>>;
+
+    /// Sets the log filter; the filter now in force.
+    ///
+    /// # Errors
+    /// The filter cannot be read.
+    fn set_log_level(&self, level: &str) -> Result<String, Refusal>;
+
+    /// The authority's certificates and the edge's own.
+    fn certificates(&self) -> Vec<Certificate>;
+
+    /// What a person should know, each one sentence: damaged rows, alarms. Empty when all is well.
+    fn problems(&self) -> Vec<String>;
+
+    /// The program's own checks: store, listeners, keys.
+    fn checks(&self) -> BoxFuture<'_, Vec<Check>>;
+}
+
+/// A certificate of this cluster.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// `root`, `intermediate` or `edge`.
+    pub kind: &'static str,
+    pub spiffe_id: SpiffeId,
+    /// Big-endian.
+    pub serial: Vec<u8>,
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+    /// SHA-256 of the public key (SPKI DER).
+    pub key_sha256: Digest,
+}
+
+/// Whether a check found things in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckState {
+    Ok,
+    Warning,
+    Failed,
+}
+
+impl CheckState {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One result of `hanse check`.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// Fixed, such as `store.rows`; people search for it.
+    pub id: &'static str,
+    pub state: CheckState,
+    /// What was looked at; empty when the id says it.
+    pub subject: String,
+    pub detail: String,
+    /// What to do; empty when all is well.
+    pub fix: String,
+    pub took: Duration,
+}

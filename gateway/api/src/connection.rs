@@ -1,0 +1,130 @@
+//! One accepted connection: its bytes, who is on it, and how long it may live.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use federation_model::{Role, TrustDomain, VerifiedPeer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
+    time::{Sleep, sleep},
+};
+use tonic::transport::server::Connected;
+
+use crate::{Kind, Refusal};
+
+/// Most connections at once, on each listener.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// How long a connection may live whose peer proved nothing: enough to enrol.
+pub const STRANGER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Who is on the other end, as far as was proved before the first request.
+#[derive(Clone, Debug)]
+pub enum Peer {
+    /// On the Unix socket, by the kernel's word.
+    Local { uid: u32, operator: bool },
+    /// Over TLS; without a certificate of its own `None`.
+    Remote(Option<VerifiedPeer>),
+}
+
+impl Peer {
+    /// The peer of a request, as the listener noted it.
+    ///
+    /// # Errors
+    /// It came another way: nobody judged it, so it gets nothing.
+    pub(crate) fn of<T>(request: &tonic::Request<T>) -> Result<Self, Refusal> {
+        request
+            .extensions()
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| Refusal::new(Kind::NotProved, "no_peer", "nothing is known of who asks"))
+    }
+
+    /// The workload of `domain` that proved itself over TLS and whose SVID lasts beyond `now`.
+    ///
+    /// # Errors
+    /// Anyone else.
+    pub(crate) fn workload(
+        &self,
+        domain: &TrustDomain,
+        now: federation_model::Timestamp,
+    ) -> Result<(&VerifiedPeer, federation_model::AccountRef), Refusal> {
+        let missing = "this needs the SVID of an enrolled workload: enrol first (`hanse workload token`)";
+        let Self::Remote(Some(peer)) = self else { return Err(Refusal::new(Kind::NotProved, "no_svid", missing)) };
+        if peer.trust_domain() != domain {
+            let message =
+                format!("{} is of another trust domain: sidecars use the edge of their own cluster", peer.id());
+            return Err(Refusal::new(Kind::NotPermitted, "foreign_domain", message));
+        }
+        if now >= peer.not_after() {
+            return Err(Refusal::new(Kind::NotProved, "expired", "the SVID on this connection has ended: renew it"));
+        }
+        match peer.id().role() {
+            Role::Workload(account) => Ok((peer, account)),
+            _ => Err(Refusal::new(Kind::NotPermitted, "not_a_workload", format!("{} is no workload", peer.id()))),
+        }
+    }
+}
+
+/// A stream with its peer. Reading fails once its time is up, which closes it.
+pub(crate) struct Connection<S> {
+    stream: S,
+    peer: Peer,
+    end: Option<Pin<Box<Sleep>>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl<S> Connection<S> {
+    pub(crate) fn new(stream: S, peer: Peer, life: Option<Duration>, permit: OwnedSemaphorePermit) -> Self {
+        Self { stream, peer, end: life.map(|life| Box::pin(sleep(life))), _permit: permit }
+    }
+}
+
+impl<S> Connected for Connection<S> {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(end) = &mut self.end
+            && end.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the connection's time is up")));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,396 @@
+//! A gateway's API on a real Unix socket and a real TLS listener; what is behind it is in memory.
+
+pub mod federation;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use federation_identity::{LiveSvid, Svid, SvidKey, Verifier, tls};
+use federation_model::{
+    AccountRef, Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Record, RecordId, Snapshot, SpiffeId,
+    TokenId, VerifiedPeer,
+};
+use federation_store::Store;
+use gateway_api::{
+    Access, Api, BoxFuture, Certificate, Check, CheckState, Connections, Direction, Inputs, IssuedToken, Joined, Kind,
+    LinkPhase, LinkState, Links, Probed, Refusal, Registry, Settings, System, TokenState, TokenSummary, bind,
+};
+use hyper_util::rt::TokioIo;
+use proto::{
+    manage::manage_client::ManageClient,
+    workload::{EnrolRequest, Identity, workload_identity_client::WorkloadIdentityClient},
+};
+use tokio::{
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::watch,
+    task::JoinHandle,
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use federation::Federation;
+
+/// Life of the SVIDs that the tests get, unless one says otherwise.
+pub const TTL: Duration = Duration::from_secs(3600);
+
+/// Links without a network.
+pub struct FakeLinks {
+    federation: Mutex<Federation>,
+    snapshot: watch::Sender<Option<Arc<Snapshot>>>,
+    records: watch::Sender<Arc<Vec<Authentic<Record>>>>,
+    verifier: Verifier,
+    pub states: Mutex<Vec<LinkState>>,
+}
+
+impl FakeLinks {
+    fn new(federation: Federation, verifier: Verifier) -> Self {
+        let links = Self {
+            federation: Mutex::new(federation),
+            snapshot: watch::Sender::new(None),
+            records: watch::Sender::default(),
+            verifier,
+            states: Mutex::default(),
+        };
+        links.publish();
+        links
+    }
+
+    pub fn federation(&self) -> MutexGuard<'_, Federation> {
+        self.federation.lock().expect("lock")
+    }
+
+    pub fn publish(&self) {
+        let mut federation = self.federation();
+        let snapshot = federation.snapshot();
+        self.verifier.publish(&snapshot.bundles);
+        self.records.send_replace(federation.records());
+        self.snapshot.send_replace(Some(snapshot));
+    }
+
+    /// As if the store could not be read.
+    pub fn forget(&self) {
+        self.snapshot.send_replace(None);
+    }
+
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone().expect("snapshot")
+    }
+
+    /// A link that stands, with a member that is admitted.
+    pub fn link(&self, member: ClusterId, name: &str, phase: LinkPhase) {
+        self.states.lock().expect("lock").push(LinkState {
+            member,
+            name: name.parse().expect("name"),
+            phase,
+            direction: (phase == LinkPhase::Up).then_some(Direction::Dialled),
+            address: "10.0.0.1:7443".into(),
+            rtt: Some(Duration::from_micros(1500)),
+            clock_offset_ms: 3,
+            data_age: Some(Duration::ZERO),
+            tunnels: 2,
+            deadline: None,
+            error: if phase == LinkPhase::Up { String::new() } else { "connection refused".into() },
+            bytes_sent: 10,
+            bytes_received: 20,
+        });
+    }
+}
+
+impl Links for FakeLinks {
+    fn snapshot(&self) -> watch::Receiver<Option<Arc<Snapshot>>> {
+        self.snapshot.subscribe()
+    }
+
+    fn records(&self) -> watch::Receiver<Arc<Vec<Authentic<Record>>>> {
+        self.records.subscribe()
+    }
+
+    fn issue_token(&self, joiner: ClusterName, ttl: Duration, _: bool) -> BoxFuture<'_, Result<IssuedToken, Refusal>> {
+        Box::pin(async move {
+            Ok(IssuedToken {
+                text: format!("token-for-{joiner}"),
+                id: TokenId([1; 16]),
+                expires_at: federation_identity::now().after(ttl),
+                endpoints: vec!["10.0.0.1:7443".parse().expect("endpoint")],
+            })
+        })
+    }
+
+    fn tokens(&self) -> BoxFuture<'_, Result<Vec<TokenSummary>, Refusal>> {
+        Box::pin(async {
+            Ok(vec![TokenSummary {
+                id: TokenId([1; 16]),
+                joiner: "east".parse().expect("name"),
+                state: TokenState::Burned,
+                expires_at: federation_identity::now(),
+                refusals: 5,
+            }])
+        })
+    }
+
+    fn join(&self, _: String) -> BoxFuture<'_, Result<Joined, Refusal>> {
+        Box::pin(async { Err(Refusal::new(Kind::State, "refused", "the issuer refused")) })
+    }
+
+    fn statuses(&self) -> Vec<LinkState> {
+        self.states.lock().expect("lock").clone()
+    }
+
+    fn remove(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async move {
+            for state in self.states.lock().expect("lock").iter_mut().filter(|state| state.member == member) {
+                state.phase = LinkPhase::Blocked;
+            }
+            Ok(())
+        })
+    }
+
+    fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>> {
+        Box::pin(async move {
+            let id = self.federation().write(audience, body, &author);
+            self.publish();
+            Ok(id)
+        })
+    }
+
+    fn probe(&self, member: ClusterId) -> BoxFuture<'_, Result<Probed, Refusal>> {
+        let states = self.states.lock().expect("lock");
+        let up = states.iter().any(|state| state.member == member && state.phase == LinkPhase::Up);
+        Box::pin(async move {
+            if !up {
+                return Err(Refusal::new(Kind::State, "unreachable", "no answer from 10.0.0.1:7443"));
+            }
+            Ok(Probed { rtt: Duration::from_millis(1), clock_offset_ms: 2_000, detail: "heartbeat".into() })
+        })
+    }
+}
+
+/// Remembers what it was told.
+#[derive(Default)]
+pub struct FakeConnections(pub Mutex<Vec<(ConnectionId, Vec<u8>, SpiffeId)>>);
+
+impl Connections for FakeConnections {
+    fn count(&self) -> u64 {
+        7
+    }
+
+    fn extend(&self, connection: ConnectionId, header: Vec<u8>, from: VerifiedPeer) -> BoxFuture<'_, ()> {
+        self.0.lock().expect("lock").push((connection, header, from.id().clone()));
+        Box::pin(async {})
+    }
+}
+
+struct FakeSystem;
+
+impl System for FakeSystem {
+    fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, Refusal>> {
+        Box::pin(async {
+            Err(Refusal::new(
+                Kind::State,
+                "cannot_change_live",
+                "key `cluster` cannot change live: the old config stays",
+            ))
+        })
+    }
+
+    fn set_log_level(&self, level: &str) -> Result<String, Refusal> {
+        match level {
+            "debug" => Ok("debug".into()),
+            _ => Err(Refusal::new(Kind::Invalid, "bad_level", format!("{level:?} is no level"))),
+        }
+    }
+
+    fn certificates(&self) -> Vec<Certificate> {
+        let now = federation_identity::now();
+        vec![Certificate {
+            kind: "edge",
+            spiffe_id: "spiffe://west.mesh.internal/hanse/edge/west".parse().expect("id"),
+            serial: vec![0, 0xab],
+            not_before: now,
+            not_after: now.after(TTL),
+            key_sha256: federation_identity::sha256(b"key"),
+        }]
+    }
+
+    fn problems(&self) -> Vec<String> {
+        vec!["row 3 cannot be read".into()]
+    }
+
+    fn checks(&self) -> BoxFuture<'_, Vec<Check>> {
+        Box::pin(async {
+            vec![Check {
+                id: "store.rows",
+                state: CheckState::Ok,
+                subject: String::new(),
+                detail: "all are sound".into(),
+                fix: String::new(),
+                took: Duration::ZERO,
+            }]
+        })
+    }
+}
+
+/// A gateway's API, running.
+pub struct World {
+    pub links: Arc<FakeLinks>,
+    pub connections: Arc<FakeConnections>,
+    pub store: Arc<dyn Store>,
+    pub api: Api,
+    pub socket: PathBuf,
+    pub discovery: std::net::SocketAddr,
+    pub verifier: Verifier,
+    pub edge: LiveSvid,
+    pub stop: CancellationToken,
+    pub tasks: Vec<JoinHandle<()>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+pub fn account(text: &str) -> AccountRef {
+    let (account, namespace) = text.split_once('.').expect("account.namespace");
+    AccountRef { account: account.parse().expect("account"), namespace: namespace.parse().expect("namespace") }
+}
+
+/// The uid that the tests run as.
+pub fn own_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+impl World {
+    /// Cluster `west`, alone in its federation.
+    pub async fn new() -> Self {
+        Self::with(Federation::found("west"), vec![], TTL).await
+    }
+
+    pub async fn with(federation: Federation, workloads: Vec<(u32, AccountRef)>, svid_ttl: Duration) -> Self {
+        let (signer, candidate) = (federation.own.signer.clone(), federation.own.signer.candidate());
+        let edge = federation.own.svid(&candidate.trust_domain.edge(&candidate.name), TTL);
+        let verifier = Verifier::new();
+        let links = Arc::new(FakeLinks::new(federation, verifier.clone()));
+        let connections = Arc::new(FakeConnections::default());
+        let store = federation_store::memory();
+        let stop = CancellationToken::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let discovery = listener.local_addr().expect("address");
+        let settings = Settings {
+            cluster: candidate.name.clone(),
+            cluster_id: candidate.id,
+            trust_domain: candidate.trust_domain.clone(),
+            pin: signer.root_pin(),
+            version: "0.1.0".into(),
+            mesh_endpoint: "127.0.0.1:1".into(),
+            discovery_endpoint: discovery.to_string(),
+            svid_ttl,
+            operators: vec![],
+            workloads,
+        };
+        let inputs = Inputs {
+            settings,
+            links: links.clone(),
+            connections: connections.clone(),
+            system: Arc::new(FakeSystem),
+            signer,
+            store: store.clone(),
+            registry: Registry::new(),
+        };
+        let api = Api::new(inputs, stop.clone());
+        let folder = tempfile::tempdir().expect("folder");
+        let socket = folder.path().join("hanse.sock");
+        let bound = bind(&socket, Access::Owner).expect("socket");
+        let server = tls::workload_server(&edge, &verifier).expect("configuration");
+        let (on_socket, on_tls, verify) = (api.clone(), api.clone(), verifier.clone());
+        let tasks = vec![
+            tokio::spawn(async move { on_socket.serve_socket(bound).await.expect("socket") }),
+            tokio::spawn(async move { on_tls.serve_tls(listener, server, verify).await.expect("tls") }),
+        ];
+        Self { links, connections, store, api, socket, discovery, verifier, edge, stop, tasks, _folder: folder }
+    }
+
+    pub async fn unix(&self) -> Channel {
+        let path = self.socket.clone();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        Endpoint::from_static("http://hanse.local").connect_with_connector(connector).await.expect("socket")
+    }
+
+    pub async fn manage(&self) -> ManageClient<Channel> {
+        ManageClient::new(self.unix().await)
+    }
+
+    pub async fn channel(&self, config: Arc<rustls::ClientConfig>) -> Result<Channel, tonic::transport::Error> {
+        let address = self.discovery;
+        let connector = tower::service_fn(move |_| {
+            let config = config.clone();
+            async move {
+                let stream = TcpStream::connect(address).await?;
+                let name = rustls::pki_types::ServerName::try_from("edge.hanse").map_err(std::io::Error::other)?;
+                TlsConnector::from(config).connect(name, stream).await.map(TokioIo::new)
+            }
+        });
+        Endpoint::from_static("http://edge.hanse").connect_with_connector(connector).await
+    }
+
+    /// A channel of somebody who has no SVID yet.
+    pub async fn stranger(&self) -> Channel {
+        let candidate = self.links.federation().own.signer.candidate();
+        let pin = self.links.federation().own.signer.root_pin();
+        let config = tls::enrol_client(pin, candidate.trust_domain).expect("configuration");
+        self.channel(config).await.expect("handshake")
+    }
+
+    /// A channel of a workload with an SVID.
+    pub async fn as_workload(&self, live: &LiveSvid) -> Channel {
+        let candidate = self.links.federation().own.signer.candidate();
+        let edge = candidate.trust_domain.edge(&candidate.name);
+        let config = tls::workload_client(live, &self.verifier, edge).expect("configuration");
+        self.channel(config).await.expect("handshake")
+    }
+
+    /// An SVID for an account of this cluster, straight from the authority.
+    pub fn svid(&self, text: &str, ttl: Duration) -> LiveSvid {
+        let federation = self.links.federation();
+        let id = federation.own.signer.candidate().trust_domain.account(&account(text));
+        federation.own.svid(&id, ttl)
+    }
+
+    /// A token's id and secret, as `hanse workload token` makes one.
+    pub async fn token(&self, text: &str) -> (Vec<u8>, Vec<u8>) {
+        let request = proto::manage::IssueWorkloadTokenRequest { account: text.into(), ttl_seconds: 0 };
+        let reply = self.manage().await.issue_workload_token(request).await.expect("token").into_inner();
+        let token = proto::convert::parse_workload_token(&reply.token).expect("text");
+        (token.id.0.to_vec(), token.secret.0.to_vec())
+    }
+
+    pub async fn enrol(&self, request: EnrolRequest) -> Result<Identity, tonic::Status> {
+        WorkloadIdentityClient::new(self.stranger().await).enrol(request).await.map(tonic::Response::into_inner)
+    }
+}
+
+/// An enrolment with a token.
+pub fn with_token((id, secret): &(Vec<u8>, Vec<u8>), key: &SvidKey) -> EnrolRequest {
+    EnrolRequest { token_id: id.clone(), token_secret: secret.clone(), csr: key.csr(), ..EnrolRequest::default() }
+}
+
+/// The word of a refusal.
+pub fn reason(status: &tonic::Status) -> String {
+    let word = status.metadata().get("hanse-reason").and_then(|word| word.to_str().ok());
+    word.unwrap_or_default().to_owned()
+}
+
+/// The SVID that an enrolment gave, ready for use.
+pub fn live(key: SvidKey, identity: &Identity) -> LiveSvid {
+    let live = LiveSvid::new();
+    live.set(Svid::assemble(key, identity.chain.clone()).expect("svid"));
+    live
+}

@@ -1,0 +1,378 @@
+//! Every verb against a real gRPC server on a Unix socket.
+
+use std::{
+    io::Cursor,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use clap::Parser;
+use gateway_cli::{Client, Globals, Operator, Terminal, command, run_on};
+use proto::manage::{
+    self as wire,
+    manage_server::{Manage, ManageServer},
+};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Code, Request, Response, Status, transport::Server};
+
+const NOW_MS: u64 = 1_700_000_000_000;
+const SECRET: &str = "hanse1.c2VjcmV0";
+
+/// A gateway that answers the same to everybody, and remembers what it was asked.
+#[derive(Clone, Default)]
+struct Gateway {
+    asked: Arc<Mutex<Vec<String>>>,
+    /// What every request fails with.
+    broken: Option<(Code, &'static str)>,
+    /// Whether checks and decisions say no.
+    no: bool,
+}
+
+impl Gateway {
+    fn note<T>(&self, what: &impl std::fmt::Debug, reply: T) -> Result<Response<T>, Status> {
+        self.asked.lock().expect("lock").push(format!("{what:?}"));
+        match self.broken {
+            Some((code, message)) => Err(Status::new(code, message)),
+            None => Ok(Response::new(reply)),
+        }
+    }
+
+    fn intention(&self) -> wire::Intention {
+        wire::Intention {
+            source: "web.shop.east".into(),
+            destination: "payments.billing.*".into(),
+            action: "allow".into(),
+            layer: "rule".into(),
+            precedence: 9,
+            writer: "east".into(),
+            author: "root".into(),
+            written_at_ms: NOW_MS,
+            id: "abc/law/1.3".into(),
+            counts: !self.no,
+            note: if self.no { "east is no lawmaker".into() } else { String::new() },
+            conflict: false,
+        }
+    }
+
+    fn service(&self) -> wire::Service {
+        wire::Service {
+            name: "payments.billing.east".into(),
+            dns: "payments.billing.east.mesh.internal".into(),
+            port: 8080,
+            accounts: vec!["payments.billing".into()],
+            exported_to: Vec::new(),
+            own: true,
+            instances: 1,
+        }
+    }
+}
+
+macro_rules! answers {
+    ($($method:ident($request:ident) -> $reply:ident: $value:expr;)*) => {
+        #[tonic::async_trait]
+        impl Manage for Gateway {
+            $(
+                async fn $method(&self, request: Request<wire::$request>) -> Result<Response<wire::$reply>, Status> {
+                    let request = request.into_inner();
+                    let value: fn(&Gateway, &wire::$request) -> wire::$reply = $value;
+                    let reply = value(self, &request);
+                    self.note(&request, reply)
+                }
+            )*
+        }
+    };
+}
+
+answers! {
+    status(StatusRequest) -> StatusReply: |_, _| wire::StatusReply { cluster: "east".into(), ..Default::default() };
+    issue_token(IssueTokenRequest) -> IssueTokenReply: |_, asked| wire::IssueTokenReply {
+        token: SECRET.into(),
+        cluster: asked.cluster.clone(),
+        expires_at_ms: NOW_MS + 900_000,
+        ..Default::default()
+    };
+    list_tokens(ListTokensRequest) -> TokenList: |_, _| wire::TokenList::default();
+    join(JoinRequest) -> JoinReply: |_, _| wire::JoinReply {
+        cluster: "west".into(),
+        federation: "ab".repeat(32),
+        issuer: "east".into(),
+        members: vec!["east".into(), "west".into()],
+    };
+    list_links(ListLinksRequest) -> LinkList: |gateway, _| wire::LinkList {
+        links: if gateway.no { Vec::new() } else {
+            vec![wire::Link { cluster: "west".into(), state: "up".into(), ..Default::default() }]
+        },
+    };
+    remove_link(RemoveLinkRequest) -> RemoveLinkReply: |_, asked| wire::RemoveLinkReply { cluster: asked.cluster.clone() };
+    list_clusters(ListClustersRequest) -> ClusterList: |_, _| wire::ClusterList {
+        clusters: vec![wire::Cluster { name: "\u{1b}[31meast".into(), ..Default::default() }],
+    };
+    issue_workload_token(IssueWorkloadTokenRequest) -> IssueWorkloadTokenReply: |_, asked| wire::IssueWorkloadTokenReply {
+        token: "hansew1.c2VjcmV0".into(),
+        account: asked.account.clone(),
+        expires_at_ms: NOW_MS + 60_000,
+        ..Default::default()
+    };
+    list_workloads(ListWorkloadsRequest) -> WorkloadList: |_, _| wire::WorkloadList::default();
+    list_services(ListServicesRequest) -> ServiceList: |gateway, _| wire::ServiceList { services: vec![gateway.service()] };
+    register_service(RegisterServiceRequest) -> ServiceReply: |gateway, _| wire::ServiceReply { service: Some(gateway.service()) };
+    export_service(ExportServiceRequest) -> ServiceReply: |gateway, _| wire::ServiceReply { service: Some(gateway.service()) };
+    write_intention(WriteIntentionRequest) -> IntentionReply: |gateway, _| wire::IntentionReply { intention: Some(gateway.intention()) };
+    delete_intention(DeleteIntentionRequest) -> IntentionReply: |gateway, _| wire::IntentionReply {
+        intention: Some(wire::Intention { action: "deleted".into(), counts: false, note: String::new(), ..gateway.intention() }),
+    };
+    list_intentions(ListIntentionsRequest) -> IntentionList: |gateway, _| wire::IntentionList { intentions: vec![gateway.intention()] };
+    check_intention(CheckIntentionRequest) -> CheckIntentionReply: |gateway, _| wire::CheckIntentionReply {
+        allowed: !gateway.no,
+        detail: "because".into(),
+        reason: if gateway.no { "default_deny".into() } else { String::new() },
+        ..Default::default()
+    };
+    lookup_dns(LookupDnsRequest) -> LookupDnsReply: |gateway, asked| wire::LookupDnsReply {
+        name: asked.name.clone(),
+        r#type: asked.r#type.clone(),
+        rcode: if gateway.no { "NXDOMAIN".into() } else { "NOERROR".into() },
+        answers: vec!["127.64.0.1".into()],
+        why: "it is visible here".into(),
+    };
+    cert_status(CertStatusRequest) -> CertStatusReply: |_, _| wire::CertStatusReply::default();
+    check(CheckRequest) -> CheckReply: |gateway, _| wire::CheckReply {
+        results: vec![wire::CheckResult {
+            id: "link.handshake".into(),
+            state: if gateway.no { "failed".into() } else { "ok".into() },
+            subject: "west".into(),
+            detail: "tried".into(),
+            fix: "look".into(),
+            ms: 1,
+        }],
+    };
+    reload(ReloadRequest) -> ReloadReply: |_, _| wire::ReloadReply { changed: vec!["log.level".into()] };
+    set_log_level(SetLogLevelRequest) -> SetLogLevelReply: |_, asked| wire::SetLogLevelReply { level: asked.level.clone() };
+}
+
+/// A running server; ends with it.
+struct Running {
+    _folder: tempfile::TempDir,
+    socket: PathBuf,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(gateway: Gateway) -> Running {
+    let folder = tempfile::tempdir().expect("folder");
+    let socket = folder.path().join("hanse.sock");
+    let listener = UnixListener::bind(&socket).expect("bind");
+    let task = tokio::spawn(async move {
+        let incoming = UnixListenerStream::new(listener);
+        let _ = Server::builder().add_service(ManageServer::new(gateway)).serve_with_incoming(incoming).await;
+    });
+    Running { _folder: folder, socket, task }
+}
+
+#[derive(Parser)]
+#[command(name = "hanse")]
+struct Line {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    operator: Operator,
+}
+
+/// Exit code, stdout, stderr.
+async fn run(socket: &Path, line: &str, input: &str) -> (u8, String, String) {
+    let mut words: Vec<&str> = vec!["hanse", "--socket", socket.to_str().expect("path")];
+    words.extend(line.split_whitespace());
+    let Line { globals, operator } = Line::try_parse_from(words).expect(line);
+    let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), Cursor::new(input.to_owned()));
+    let mut terminal = Terminal {
+        out: &mut out,
+        err: &mut err,
+        input: &mut input,
+        asks: false,
+        colour: false,
+        now: UNIX_EPOCH + Duration::from_millis(NOW_MS),
+    };
+    let code = run_on(operator, globals, command(), &mut terminal).await;
+    (code, String::from_utf8(out).expect("utf-8"), String::from_utf8(err).expect("utf-8"))
+}
+
+#[tokio::test]
+async fn a_token_stands_alone_on_stdout() {
+    let server = serve(Gateway::default()).await;
+    let (code, out, err) = run(&server.socket, "link token west --ttl 15m", "").await;
+    assert_eq!((code, out.as_str()), (0, "hanse1.c2VjcmV0\n"));
+    assert!(err.contains("2023-11-14T22:28:20Z (in 15m)") && err.contains("hanse link join"), "{err}");
+    assert!(!err.contains(SECRET), "{err}");
+    let (code, out, err) = run(&server.socket, "workload token web.shop", "").await;
+    assert_eq!((code, out.as_str()), (0, "hansew1.c2VjcmV0\n"));
+    assert!(err.contains("web.shop") && err.contains("token_file"), "{err}");
+}
+
+#[tokio::test]
+async fn a_token_is_read_from_a_file_or_from_stdin() {
+    let gateway = Gateway::default();
+    let server = serve(gateway.clone()).await;
+    let file = server.socket.with_file_name("token");
+    std::fs::write(&file, format!("\n {SECRET}\n")).expect("write");
+    for (line, input) in [
+        (format!("link join -f {}", file.display()), ""),
+        ("link join -f -".to_owned(), SECRET),
+        ("link join".to_owned(), SECRET),
+        ("link join --wait".to_owned(), SECRET),
+    ] {
+        let (code, out, err) = run(&server.socket, &line, input).await;
+        assert_eq!(code, 0, "{line}: {err}");
+        assert!(out.contains("Admitted by:  east") && out.contains("east, west"), "{line}: {out}");
+        assert!(!out.contains(SECRET) && !err.contains(SECRET), "{line}: {out}{err}");
+    }
+    let asked = gateway.asked.lock().expect("lock");
+    let joins: Vec<_> = asked.iter().filter(|asked| asked.starts_with("JoinRequest")).collect();
+    assert_eq!(joins.len(), 4);
+    assert!(joins.iter().all(|join| **join == format!("JoinRequest {{ token: {SECRET:?} }}")), "{joins:?}");
+}
+
+#[tokio::test]
+async fn no_token_is_usage_and_names_what_to_do() {
+    let server = serve(Gateway::default()).await;
+    let (code, _, err) = run(&server.socket, "link join -f -", " \n").await;
+    assert_eq!(code, 2);
+    assert!(err.contains("hanse link token"), "{err}");
+    let (code, _, err) = run(&server.socket, "link join -f /nowhere/token", "").await;
+    assert_eq!(code, 2);
+    assert!(err.contains("/nowhere/token"), "{err}");
+    let (code, _, err) = run(&server.socket, "link join -f -", &"x".repeat(70_000)).await;
+    assert_eq!(code, 2);
+    assert!(err.contains("64 KiB"), "{err}");
+}
+
+#[tokio::test]
+async fn the_exit_code_says_what_the_decision_was() {
+    for (no, wanted) in [(false, 0), (true, 1)] {
+        let server = serve(Gateway { no, ..Gateway::default() }).await;
+        for line in ["intention check web.shop payments.billing", "check", "dns payments.billing.east.mesh.internal"] {
+            let (code, _, err) = run(&server.socket, line, "").await;
+            assert_eq!(code, wanted, "{line}: {err}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_exit_code_says_whose_fault_it_was() {
+    for (code, wanted) in [
+        (Code::InvalidArgument, 2),
+        (Code::PermissionDenied, 4),
+        (Code::Unauthenticated, 4),
+        (Code::NotFound, 5),
+        (Code::FailedPrecondition, 5),
+        (Code::Internal, 5),
+    ] {
+        let server = serve(Gateway { broken: Some((code, "name it\u{1b}[0m well")), ..Gateway::default() }).await;
+        let (exit, out, err) = run(&server.socket, "service list", "").await;
+        assert_eq!(exit, wanted, "{code:?}");
+        assert_eq!((out.as_str(), err.as_str()), ("", "hanse: name it?[0m well\n"));
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_not_there_is_told_apart_from_one_that_refuses() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("hanse.sock");
+    let (code, _, err) = run(&path, "status", "").await;
+    assert_eq!(code, 3);
+    assert!(err.contains("is `hanse gateway` running?") && err.contains("HANSE_SOCKET"), "{err}");
+    assert!(err.contains(path.to_str().expect("path")), "{err}");
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("bind"));
+    let (code, _, err) = run(&path, "status", "").await;
+    assert_eq!(code, 3);
+    assert!(err.contains("nothing answers"), "{err}");
+    let error = Client::connect(&path).await.expect_err("nobody listens");
+    assert_eq!(error.exit_code(), 3);
+}
+
+#[tokio::test]
+async fn machines_get_the_reply_and_nothing_else_on_stdout() {
+    let server = serve(Gateway::default()).await;
+    let (code, out, _) = run(&server.socket, "intention list -o json", "").await;
+    assert_eq!(code, 0);
+    let value: serde_json::Value = serde_json::from_str(&out).expect("json");
+    let rule = value.pointer("/intentions/0").expect("an intention");
+    assert_eq!(rule.get("action").and_then(|v| v.as_str()), Some("allow"));
+    assert_eq!(rule.get("written_at_ms").and_then(serde_json::Value::as_u64), Some(NOW_MS));
+    let (_, out, _) = run(&server.socket, "service list -o yaml", "").await;
+    assert!(out.contains("name: payments.billing.east\n") && out.contains("exported_to: []\n"), "{out}");
+    let (_, out, _) = run(&server.socket, "dns a.b.east.mesh.internal AAAA -o json", "").await;
+    let value: serde_json::Value = serde_json::from_str(&out).expect("json");
+    assert_eq!(value.get("type").and_then(|v| v.as_str()), Some("AAAA"));
+    let (_, out, _) = run(&server.socket, "link token west -o json", "").await;
+    let value: serde_json::Value = serde_json::from_str(&out).expect("json");
+    assert_eq!(value.get("token").and_then(|v| v.as_str()), Some(SECRET));
+}
+
+#[tokio::test]
+async fn a_rule_that_does_not_count_is_not_passed_over() {
+    let server = serve(Gateway { no: true, ..Gateway::default() }).await;
+    let (code, out, err) = run(&server.socket, "intention deny web.shop payments.billing", "").await;
+    assert_eq!(code, 0);
+    assert!(out.contains("east is no lawmaker"), "{out}");
+    assert!(err.contains("does not count here: east is no lawmaker"), "{err}");
+    let (_, _, err) = run(&server.socket, "intention delete web.shop payments.billing", "").await;
+    assert_eq!(err, "");
+}
+
+#[tokio::test]
+async fn every_other_verb_answers() {
+    let gateway = Gateway::default();
+    let server = serve(gateway.clone()).await;
+    for (line, wanted) in [
+        ("status", "Cluster:"),
+        ("link list", "west"),
+        ("link status west", "State:"),
+        ("link tokens", "REFUSALS"),
+        ("cluster list", "?[31meast"),
+        ("workload list", "SVID ENDS"),
+        ("service register payments.billing --port 8080", "payments.billing.east"),
+        ("service export payments.billing --to west", "8080"),
+        ("intention allow web.shop payments.billing", "web.shop.east"),
+        ("intention delete web.shop payments.billing --layer rule", "deleted"),
+        ("cert status", "TRUST DOMAIN"),
+        ("reload", "log.level"),
+        ("log debug", "debug"),
+        ("version", "hanse 0."),
+        ("completions bash", "complete"),
+    ] {
+        let (code, out, err) = run(&server.socket, line, "").await;
+        assert_eq!(code, 0, "{line}: {err}");
+        assert!(out.contains(wanted), "{line}: {out}");
+    }
+    let (code, out, err) = run(&server.socket, "link remove west", "").await;
+    assert_eq!((code, out.as_str()), (0, ""));
+    assert!(err.contains("west is removed here"), "{err}");
+    let asked = gateway.asked.lock().expect("lock").join("\n");
+    for wanted in [
+        r#"RegisterServiceRequest { service: "payments.billing", port: 8080, accounts: [] }"#,
+        r#"ExportServiceRequest { service: "payments.billing", to: ["west"] }"#,
+        r#"layer: "rule", action: "" }"#,
+        r#"ListLinksRequest { cluster: "west" }"#,
+    ] {
+        assert!(asked.contains(wanted), "{wanted}\nnot in\n{asked}");
+    }
+}
+
+#[tokio::test]
+async fn completions_know_what_the_executable_adds() {
+    let whole = command().subcommand(clap::Command::new("gateway"));
+    let Line { globals, operator } = Line::try_parse_from(["hanse", "completions", "zsh"]).expect("line");
+    let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), std::io::empty());
+    let mut terminal =
+        Terminal { out: &mut out, err: &mut err, input: &mut input, asks: false, colour: false, now: UNIX_EPOCH };
+    assert_eq!(run_on(operator, globals, whole, &mut terminal).await, 0);
+    let script = String::from_utf8(out).expect("utf-8");
+    assert!(script.contains("intention") && script.contains("gateway"));
+}

@@ -1,0 +1,339 @@
+//! The edge: wiring only, in the order in which things start.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use federation_identity::{LiveSvid, Signer, Verifier, tls, token};
+use federation_link::{Event, Link};
+use federation_model::{ConnectionId, DenialReason, Endpoint, MemberTerms, Service};
+use federation_store::Store;
+use gateway_admin::{Readiness, shutdown, telemetry};
+use gateway_api::{Access, Api, Registry};
+use gateway_proxy::{Control, NoAudit, Proxy, Told};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backend::{Federation, Passages, Program},
+    config::{Settings, StoreKind},
+    dial::EdgeDial,
+    keys,
+    page::Page,
+    svid,
+};
+
+/// How long everything may take to end after SIGTERM.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// Where sidecars come unless the configuration says otherwise: this host only.
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// Runs an edge with its control plane until it is told to end.
+///
+/// # Errors
+/// The configuration is wrong, an address is taken, the store is another cluster's or cannot be trusted.
+pub async fn run(config: &Path, check: bool) -> Result<()> {
+    let settings = Settings::load(config)?;
+    if check {
+        println!("{}: a gateway's configuration, all understood", config.display());
+        return Ok(());
+    }
+    let log = telemetry::init(settings.log.format.parse()?, &settings.log.level)?;
+    let stop = CancellationToken::new();
+    let mut tasks: JoinSet<()> = JoinSet::new();
+    let readiness = Readiness::new();
+    let first = readiness.block("first snapshot");
+
+    // Bound first, so that a taken port is known before anything is promised.
+    let mesh = bind("mesh.listen", settings.mesh.listen.unwrap_or(LOOPBACK)).await?;
+    let discovery = bind("discovery.listen", settings.discovery.listen.unwrap_or(LOOPBACK)).await?;
+    let admin = match settings.admin_listen {
+        Some(address) => Some(bind("admin.listen", address).await?),
+        None => None,
+    };
+    let exporter = match &admin {
+        Some(_) => {
+            let exporter = gateway_admin::metrics::install("gateway", env!("CARGO_PKG_VERSION"))?;
+            gateway_proxy::metrics::describe();
+            gateway_api::metrics::describe();
+            federation_store::describe_metrics();
+            Some(exporter)
+        }
+        None => None,
+    };
+
+    // Identity, from the store or made anew.
+    let is_new = !settings.data_dir.join("store").exists();
+    let kek = Arc::new(keys::kek(&settings.kek_file, is_new)?);
+    let store: Arc<dyn Store> = match settings.store {
+        StoreKind::Memory => federation_store::memory(),
+        StoreKind::Sled => {
+            let path = settings.data_dir.join("store");
+            federation_store::open_sled(&path, *kek.derive("hanse-store-mac-v1"))
+                .await
+                .with_context(|| format!("store {}", path.display()))?
+        }
+    };
+    make_private(&settings.data_dir)?;
+    let signer = Arc::new(keys::load_or_make(&store, &settings, &kek).await?);
+    let dyn_signer: Arc<dyn Signer> = Arc::clone(&signer) as _;
+    let live = LiveSvid::new();
+    let edge_id = settings.trust_domain.edge(&settings.cluster);
+    svid::issue(dyn_signer.as_ref(), &edge_id, settings.svid_ttl, &live)?;
+    let verifier = Verifier::new();
+
+    // The federation.
+    let advertise = match (settings.federation_listen, settings.advertise.is_empty()) {
+        (Some(address), true) => vec![address.to_string().parse::<Endpoint>().map_err(anyhow::Error::msg)?],
+        _ => settings.advertise.clone(),
+    };
+    let candidate = signer.candidate();
+    let own = candidate.id;
+    let terms = MemberTerms { accept: settings.accept, endpoints: advertise.clone() };
+    let (link, mut incoming) = Link::open(federation_link::Options {
+        store: Arc::clone(&store),
+        signer: Arc::clone(&dyn_signer),
+        candidate,
+        live_svid: live.clone(),
+        verifier: verifier.clone(),
+        listen: settings.federation_listen,
+        advertise,
+        terms,
+        limits: federation_link::Limits::default(),
+        seal: Arc::clone(&kek),
+    })
+    .await?;
+
+    // The proxy.
+    let registry = Registry::new();
+    let dial = EdgeDial { own, link: link.clone(), registry: registry.clone(), turn: AtomicUsize::new(0) };
+    let proxy = Proxy::new(gateway_proxy::Inputs {
+        snapshot: link.snapshot(),
+        verifier: verifier.clone(),
+        svid: live.clone(),
+        dial: Arc::new(dial),
+        audit: Arc::new(NoAudit),
+        control: Arc::new(Back { link: link.clone(), registry: registry.clone() }),
+        instance: token::instance_id(),
+        limits: gateway_proxy::Limits::default(),
+    });
+    tasks.spawn({
+        let proxy = proxy.clone();
+        async move { proxy.run_enforcer().await }
+    });
+
+    // The API.
+    let (reloaded, mut changes) = watch::channel(None);
+    let socket_path = settings.socket.clone();
+    let workload_uids = settings.workloads.iter().map(|(uid, _)| *uid);
+    let socket = gateway_api::bind(&socket_path, Access::for_workloads(workload_uids))
+        .with_context(|| format!("socket {}", socket_path.display()))?;
+    let told = |advertise: &Option<String>, listener: &TcpListener| -> Result<String> {
+        Ok(match advertise {
+            Some(text) => text.clone(),
+            None => listener.local_addr()?.to_string(),
+        })
+    };
+    let api_settings = gateway_api::Settings {
+        cluster: settings.cluster.clone(),
+        cluster_id: own,
+        trust_domain: settings.trust_domain.clone(),
+        pin: signer.root_pin(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        mesh_endpoint: told(&settings.mesh.advertise, &mesh)?,
+        discovery_endpoint: told(&settings.discovery.advertise, &discovery)?,
+        svid_ttl: settings.svid_ttl,
+        operators: Vec::new(),
+        workloads: settings.workloads.clone(),
+    };
+    let (ttl, admin_hosts) = (settings.svid_ttl, settings.admin_hosts.clone());
+    let program = Program {
+        config: config.to_owned(),
+        settings,
+        log,
+        signer: Arc::clone(&signer),
+        live: live.clone(),
+        store: Arc::clone(&store),
+        reloaded,
+    };
+    let system: Arc<dyn gateway_api::System> = Arc::new(program);
+    let inputs = gateway_api::Inputs {
+        settings: api_settings,
+        links: Arc::new(Federation(link.clone())),
+        connections: Arc::new(Passages(proxy.clone())),
+        system: Arc::clone(&system),
+        signer: Arc::clone(&dyn_signer),
+        store,
+        registry,
+    };
+    let api = Api::new(inputs, stop.clone());
+    if let Some(listener) = admin {
+        let inputs = gateway_admin::Inputs {
+            readiness: readiness.clone(),
+            exporter,
+            status: Some(Arc::new(Page { api: api.clone(), link: link.clone() })),
+            hosts: admin_hosts,
+        };
+        tasks.spawn(gateway_admin::serve(vec![listener], inputs, stop.clone()));
+    }
+    tasks.spawn({
+        let api = api.clone();
+        async move {
+            if let Err(error) = api.serve_socket(socket).await {
+                tracing::error!(%error, "the manage API ended");
+            }
+        }
+    });
+    tasks.spawn({
+        let (api, tls, verifier) = (api.clone(), tls::workload_server(&live, &verifier)?, verifier.clone());
+        async move {
+            if let Err(error) = api.serve_tls(discovery, tls, verifier).await {
+                tracing::error!(%error, "the discovery API ended");
+            }
+        }
+    });
+
+    // What runs on its own.
+    tasks.spawn(svid::keep(dyn_signer, edge_id, ttl, live, stop.clone()));
+    tasks.spawn(accept_mesh(mesh, proxy.clone(), stop.clone()));
+    tasks.spawn({
+        let proxy = proxy.clone();
+        async move {
+            while let Some(tunnel) = incoming.tunnels.recv().await {
+                let proxy = proxy.clone();
+                let from = Some((tunnel.member, tunnel.peer.clone()));
+                tokio::spawn(async move { proxy.pass(gateway_proxy::boxed(tunnel), from).await });
+            }
+        }
+    });
+    tasks.spawn({
+        let proxy = proxy.clone();
+        async move {
+            while let Some(event) = incoming.events.recv().await {
+                handle(&proxy, event);
+            }
+        }
+    });
+    tasks.spawn({
+        let api = api.clone();
+        async move {
+            while changes.changed().await.is_ok() {
+                let settings: Option<Arc<Settings>> = changes.borrow_and_update().clone();
+                if let Some(settings) = settings {
+                    api.set_workloads(settings.workloads.clone());
+                }
+            }
+        }
+    });
+    tasks.spawn({
+        let mut snapshot = link.snapshot();
+        async move {
+            if snapshot.wait_for(Option::is_some).await.is_ok() {
+                first.done();
+                tracing::info!("ready");
+            }
+        }
+    });
+
+    let mut signals = shutdown::Signals::new()?;
+    loop {
+        let signal = signals.next().await;
+        if signal.ends() {
+            tracing::info!(?signal, connections = proxy.connections().count(), "ending");
+            break;
+        }
+        if let Err(refusal) = system.reload().await {
+            tracing::error!(error = %refusal, "the configuration was not taken; the old one stays in force");
+        }
+    }
+    stop.cancel();
+    proxy.cut_where(&gateway_proxy::Cut::Shutdown, |_| true);
+    let drained = tokio::time::timeout(DRAIN_LIMIT, link.shutdown()).await;
+    if drained.is_err() {
+        bail!("the link did not end within {DRAIN_LIMIT:?}");
+    }
+    tasks.shutdown().await;
+    Ok(())
+}
+
+async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}: is the port taken?"))
+}
+
+/// Makes the data folder closed to others.
+fn make_private(folder: &Path) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    if !folder.exists() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("data_dir {}", folder.display()))
+}
+
+async fn accept_mesh(listener: TcpListener, proxy: Proxy, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true);
+                let proxy = proxy.clone();
+                tokio::spawn(async move { proxy.pass(Box::new(stream), None).await });
+            }
+            // An accept loop never ends: the error is this connection's, or a shortage that passes.
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// What another member's edge tells of connections.
+fn handle(proxy: &Proxy, event: Event) {
+    match event {
+        Event::Denied { member, connection, reason, detail } => {
+            // A word that this version does not know still means refused.
+            let reason = DenialReason::from_word(&reason).unwrap_or(DenialReason::Unreachable);
+            proxy.denied(connection, Some(member), reason, &detail);
+        }
+        Event::Extend { member, connection, header, .. } => {
+            if let Err(denial) = proxy.extend(connection, &header, Some(member)) {
+                tracing::debug!(%connection, %denial, "extension refused");
+            }
+        }
+        // The tunnels of a session end with it; nothing else stands on it.
+        _ => {}
+    }
+}
+
+/// Tells refusals back, and extensions forward, over sessions and feeds.
+struct Back {
+    link: Link,
+    registry: Registry,
+}
+
+impl Control for Back {
+    fn denied(&self, told: Told) {
+        match told.to {
+            Some(member) => {
+                self.link.notify_denied(member, told.connection, told.reason, &told.detail);
+            }
+            None => {
+                if let Some(source) = &told.source {
+                    self.registry.denied(source, told.connection, told.reason.as_str(), &told.detail);
+                }
+            }
+        }
+    }
+
+    fn extend(&self, connection: ConnectionId, service: &Service, header: Vec<u8>) {
+        self.link.notify_extend(service.id.cluster, connection, header);
+    }
+}

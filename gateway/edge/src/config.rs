@@ -1,0 +1,338 @@
+//! The gateway's configuration file. `docs/reference/config.md` shows it whole.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use federation_model::{Accept, AccountName, AccountRef, ClusterName, Endpoint, NamespaceName, TrustDomain};
+use serde::Deserialize;
+
+/// Shortest life of an SVID that can be configured: below it renewal has no time to be retried.
+pub const SVID_TTL_MIN: Duration = Duration::from_secs(4);
+/// Longest life of an SVID that can be configured.
+pub const SVID_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What `hanse gateway --config FILE` reads. Unknown keys are refused.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of this cluster: an RFC 1123 label, never `default`, and never changed once the cluster joined others.
+    pub cluster: String,
+    /// Trust domain. Default `<cluster>.mesh.internal`; never changed afterwards.
+    pub trust_domain: Option<String>,
+    /// Folder of the store; made with mode 0700.
+    pub data_dir: PathBuf,
+    /// File of the key that seals private keys in the store. Default `<config file's folder>/<cluster>.kek`; made with
+    /// mode 0400 if the store is new and it is not there.
+    pub kek_file: Option<PathBuf>,
+    /// `sled` (default) or `memory` (forgets everything at exit: for trials).
+    #[serde(default)]
+    pub store: StoreKind,
+    /// Unix socket of the manage API. Default `<data_dir>/hanse.sock`.
+    pub socket: Option<PathBuf>,
+    #[serde(default)]
+    pub federation: Federation,
+    #[serde(default)]
+    pub mesh: Listener,
+    #[serde(default)]
+    pub discovery: Listener,
+    #[serde(default)]
+    pub admin: Admin,
+    #[serde(default)]
+    pub svid: SvidConfig,
+    #[serde(default)]
+    pub log: Log,
+    /// Workloads that enrol by their Unix user id.
+    #[serde(default, rename = "workload")]
+    pub workloads: Vec<WorkloadConfig>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreKind {
+    #[default]
+    Sled,
+    Memory,
+}
+
+/// `[federation]`: sessions with other members.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Federation {
+    /// UDP address on which this edge accepts sessions. Left out: it accepts nothing inbound and dials the others.
+    pub listen: Option<SocketAddr>,
+    /// `host:port` at which others reach it, at most 8. Default: the listen address, if it is not a wildcard.
+    #[serde(default)]
+    pub advertise: Vec<String>,
+    /// `federation` (default): lawmakers' rules count here. `own`: rules of others can only restrict.
+    #[serde(default)]
+    pub accept: AcceptConfig,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AcceptConfig {
+    #[default]
+    Federation,
+    Own,
+}
+
+impl From<AcceptConfig> for Accept {
+    fn from(accept: AcceptConfig) -> Self {
+        match accept {
+            AcceptConfig::Federation => Self::Federation,
+            AcceptConfig::Own => Self::Own,
+        }
+    }
+}
+
+/// `[mesh]` and `[discovery]`: where this cluster's sidecars come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// TCP address. Default: loopback, a free port.
+    pub listen: Option<SocketAddr>,
+    /// `host:port` that sidecars are told. Default: the address that was bound.
+    pub advertise: Option<String>,
+}
+
+/// `[admin]`: metrics, probes and the status page.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// TCP address. Left out: none.
+    pub listen: Option<SocketAddr>,
+    /// Host names by which it may be asked, besides addresses and `localhost`.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+}
+
+/// `[svid]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SvidConfig {
+    /// Life of the SVIDs that this cluster issues, 4 s to 24 h. Default 1 h; renewed at half life.
+    #[serde(deserialize_with = "gateway_admin::config::duration::deserialize")]
+    pub ttl: Duration,
+}
+
+impl Default for SvidConfig {
+    fn default() -> Self {
+        Self { ttl: Duration::from_secs(60 * 60) }
+    }
+}
+
+/// `[log]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A level or a filter such as `info,federation_link=debug`. Default `info`.
+    pub level: String,
+    /// `text` (default) or `json`.
+    pub format: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: "text".into() }
+    }
+}
+
+/// `[[workload]]`: whoever runs under `uid` on this host is this account.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkloadConfig {
+    pub uid: u32,
+    pub account: String,
+    /// Default `default`.
+    pub namespace: Option<String>,
+}
+
+/// A configuration whose every value was understood.
+#[derive(Debug)]
+pub struct Settings {
+    pub cluster: ClusterName,
+    pub trust_domain: TrustDomain,
+    pub data_dir: PathBuf,
+    pub kek_file: PathBuf,
+    pub store: StoreKind,
+    pub socket: PathBuf,
+    pub federation_listen: Option<SocketAddr>,
+    pub advertise: Vec<Endpoint>,
+    pub accept: Accept,
+    pub mesh: Listener,
+    pub discovery: Listener,
+    pub admin_listen: Option<SocketAddr>,
+    pub admin_hosts: Vec<String>,
+    pub svid_ttl: Duration,
+    pub log: Log,
+    pub workloads: Vec<(u32, AccountRef)>,
+}
+
+/// Which key is wrong, and why.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    #[error(transparent)]
+    File(#[from] gateway_admin::config::ConfigError),
+    #[error("{}: {key}: {message}", path.display())]
+    Value { path: PathBuf, key: &'static str, message: String },
+}
+
+impl Settings {
+    /// Reads the file and understands every value.
+    ///
+    /// # Errors
+    /// The file cannot be read or parsed, or a key's value makes no sense.
+    pub fn load(path: &Path) -> Result<Self, SettingsError> {
+        let config: Config = gateway_admin::config::load(path)?;
+        config.understand(path)
+    }
+
+    /// Keys that differ from `running` and cannot change while the gateway runs.
+    pub(crate) fn fixed_changes(&self, running: &Self) -> Vec<&'static str> {
+        let keys = [
+            ("cluster", self.cluster != running.cluster),
+            ("trust_domain", self.trust_domain != running.trust_domain),
+            ("data_dir", self.data_dir != running.data_dir),
+            ("kek_file", self.kek_file != running.kek_file),
+            ("store", self.store != running.store),
+            ("socket", self.socket != running.socket),
+            ("federation.listen", self.federation_listen != running.federation_listen),
+            ("federation.advertise", self.advertise != running.advertise),
+            ("federation.accept", self.accept != running.accept),
+            ("mesh", self.mesh != running.mesh),
+            ("discovery", self.discovery != running.discovery),
+            ("admin", self.admin_listen != running.admin_listen || self.admin_hosts != running.admin_hosts),
+            ("svid.ttl", self.svid_ttl != running.svid_ttl),
+            ("log.format", self.log.format != running.log.format),
+        ];
+        keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+    }
+
+    /// Keys that differ from `before` and can.
+    pub(crate) fn live_changes(&self, before: &Self) -> Vec<String> {
+        let keys =
+            [("log.level", self.log.level != before.log.level), ("workload", self.workloads != before.workloads)];
+        keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key.to_owned()).collect()
+    }
+}
+
+impl Config {
+    fn understand(self, path: &Path) -> Result<Settings, SettingsError> {
+        let wrong = |key, message: String| SettingsError::Value { path: path.to_owned(), key, message };
+        let cluster: ClusterName = self.cluster.parse().map_err(|e| wrong("cluster", format!("{e}")))?;
+        let domain = self.trust_domain.unwrap_or_else(|| format!("{cluster}.mesh.internal"));
+        let trust_domain = domain.parse().map_err(|e| wrong("trust_domain", format!("{domain:?}: {e}")))?;
+        let ttl = self.svid.ttl;
+        if !(SVID_TTL_MIN..=SVID_TTL_MAX).contains(&ttl) {
+            return Err(wrong("svid.ttl", format!("{} is outside 4s to 24h", humantime::format_duration(ttl))));
+        }
+        if !matches!(self.log.format.as_str(), "text" | "json") {
+            return Err(wrong("log.format", format!("{:?} is neither \"text\" nor \"json\"", self.log.format)));
+        }
+        let listen = self.federation.listen;
+        let mut advertise = Vec::new();
+        for text in &self.federation.advertise {
+            advertise.push(text.parse::<Endpoint>().map_err(|e| wrong("federation.advertise", e))?);
+        }
+        if advertise.len() > federation_model::ENDPOINTS_MAX {
+            return Err(wrong("federation.advertise", format!("{} endpoints, at most 8", advertise.len())));
+        }
+        match listen {
+            None if !advertise.is_empty() => {
+                return Err(wrong("federation.advertise", "there is no federation.listen to lead to".into()));
+            }
+            Some(address) if advertise.is_empty() && address.ip().is_unspecified() => {
+                let message = format!("others cannot dial {address}: name the host:port at which they reach this edge");
+                return Err(wrong("federation.advertise", message));
+            }
+            _ => {}
+        }
+        let mut workloads: Vec<(u32, AccountRef)> = Vec::new();
+        for workload in &self.workloads {
+            let account: AccountName =
+                workload.account.parse().map_err(|e| wrong("workload.account", format!("{e}")))?;
+            let namespace = match &workload.namespace {
+                Some(text) => text.parse().map_err(|e| wrong("workload.namespace", format!("{e}")))?,
+                None => NamespaceName::default(),
+            };
+            if workloads.iter().any(|(uid, _)| *uid == workload.uid) {
+                return Err(wrong("workload.uid", format!("{} is named twice", workload.uid)));
+            }
+            workloads.push((workload.uid, AccountRef { account, namespace }));
+        }
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let kek_file = self.kek_file.unwrap_or_else(|| folder.join(format!("{cluster}.kek")));
+        if kek_file.starts_with(&self.data_dir) {
+            let message = format!("{} lies in data_dir: a copy of the data would hold its key", kek_file.display());
+            return Err(wrong("kek_file", message));
+        }
+        Ok(Settings {
+            socket: self.socket.unwrap_or_else(|| self.data_dir.join("hanse.sock")),
+            trust_domain,
+            kek_file,
+            store: self.store,
+            federation_listen: listen,
+            advertise,
+            accept: self.federation.accept.into(),
+            mesh: self.mesh,
+            discovery: self.discovery,
+            admin_listen: self.admin.listen,
+            admin_hosts: self.admin.hosts,
+            svid_ttl: ttl,
+            log: self.log,
+            workloads,
+            data_dir: self.data_dir,
+            cluster,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Settings, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("gateway.toml");
+        std::fs::write(&path, text).expect("write");
+        Settings::load(&path).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_name_and_a_folder_are_enough() {
+        let settings = check("cluster = \"west\"\ndata_dir = \"/var/lib/hanse\"").expect("settings");
+        assert_eq!(settings.trust_domain.as_str(), "west.mesh.internal");
+        assert_eq!(settings.socket, Path::new("/var/lib/hanse/hanse.sock"));
+        assert_eq!(settings.svid_ttl, Duration::from_secs(3600));
+        assert_eq!(settings.federation_listen, None);
+    }
+
+    #[test]
+    fn names_the_key_that_is_wrong() {
+        let base = "cluster = \"west\"\ndata_dir = \"/d\"\n";
+        for (text, wanted) in [
+            ("cluster = \"default\"\ndata_dir = \"/d\"", "cluster: cluster name \"default\""),
+            ("cluster = \"We st\"\ndata_dir = \"/d\"", "cluster: cluster name"),
+            ("data_dir = \"/d\"", "missing field `cluster`"),
+            (&format!("{base}trust_domain = \"West\""), "trust_domain: \"West\""),
+            (&format!("{base}[svid]\nttl = \"1s\""), "svid.ttl: 1s is outside 4s to 24h"),
+            (&format!("{base}[svid]\nttl = \"soon\""), "\"soon\""),
+            (&format!("{base}[svid]\nttI = \"1h\""), "did you mean `ttl`?"),
+            (&format!("{base}[log]\nformat = \"xml\""), "log.format: \"xml\""),
+            (&format!("{base}[federation]\nlisten = \"[::]:7443\""), "federation.advertise: others cannot dial"),
+            (&format!("{base}[federation]\nadvertise = [\"a:1\"]"), "no federation.listen"),
+            (&format!("{base}[federation]\nlisten = \"127.0.0.1:1\"\nadvertise = [\"a\"]"), "not host:port"),
+            (&format!("{base}[[workload]]\nuid = 1\naccount = \"A\""), "workload.account"),
+            (&format!("{base}[[workload]]\nuid = 1\naccount = \"a\"\n[[workload]]\nuid = 1\naccount = \"b\""), "twice"),
+            (&format!("{base}kek_file = \"/d/kek\""), "kek_file: /d/kek lies in data_dir"),
+            (&format!("{base}store = \"redis\""), "redis"),
+        ] {
+            let message = check(text).map(|_| ()).expect_err(text);
+            assert!(message.contains(wanted), "{text}\n-> {message}\nwanted {wanted}");
+        }
+    }
+}

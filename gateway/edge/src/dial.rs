@@ -1,0 +1,58 @@
+//! Where an edge's connections go next: to an instance in its cluster, or through a tunnel to another member's edge.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use federation_link::Link;
+use federation_model::{ClusterId, Denial, DenialReason};
+use gateway_api::Registry;
+use gateway_proxy::{BoxFuture, BoxStream, Dial, Leave, Route};
+use tokio::net::TcpStream;
+
+/// The edge's knowledge of addresses: its own sidecars, and the sessions that stand.
+pub(crate) struct EdgeDial {
+    pub(crate) own: ClusterId,
+    pub(crate) link: Link,
+    pub(crate) registry: Registry,
+    /// Spreads connections over the instances of a service.
+    pub(crate) turn: AtomicUsize,
+}
+
+impl Dial for EdgeDial {
+    fn dial<'a>(&'a self, leave: Leave<'a>, route: &'a Route) -> BoxFuture<'a, Result<BoxStream, Denial>> {
+        Box::pin(async move {
+            let denial = |reason| Denial {
+                reason,
+                source: Some(leave.source().clone()),
+                destination: route.service.name.to_string(),
+                rule: None,
+                rule_text: None,
+            };
+            let id = &route.service.id;
+            if id.cluster != self.own {
+                return match self.link.open_tunnel(id.cluster).await {
+                    Ok(tunnel) => Ok(gateway_proxy::boxed(tunnel)),
+                    Err(error) => {
+                        tracing::warn!(service = %route.service.name, %error, "no tunnel");
+                        Err(denial(DenialReason::Unreachable))
+                    }
+                };
+            }
+            let all = self.registry.instances(&id.service, &id.namespace);
+            let chosen = match route.instance {
+                Some(wanted) => all.iter().find(|instance| instance.id == wanted),
+                None => {
+                    let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                    turn.checked_rem(all.len()).and_then(|at| all.get(at))
+                }
+            };
+            let address = chosen.ok_or_else(|| denial(DenialReason::NoInstance))?.address;
+            let stream = TcpStream::connect(address).await.map_err(|error| {
+                tracing::warn!(service = %route.service.name, %address, %error, "an instance cannot be dialled");
+                denial(DenialReason::NoInstance)
+            })?;
+            // Requests and answers are often one segment; waiting to fill it costs a delayed acknowledgement.
+            let _ = stream.set_nodelay(true);
+            Ok(Box::new(stream) as BoxStream)
+        })
+    }
+}

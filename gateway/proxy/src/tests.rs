@@ -1,0 +1,8 @@
+//! Whole chains in one process: real TCP, real TLS, real certificates, a duplex where the tunnel would be.
+
+mod attacks;
+mod chain;
+mod cuts;
+mod renewals;
+mod socks;
+pub(crate) mod world;

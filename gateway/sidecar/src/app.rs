@@ -1,0 +1,237 @@
+//! The sidecar: wiring only, in the order in which things start.
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use anyhow::{Context, Result};
+use federation_identity::{LiveSvid, Verifier, token};
+use federation_model::{ConnectionId, DenialReason, Service};
+use gateway_admin::{Readiness, shutdown, telemetry};
+use gateway_dns::Addresses;
+use gateway_proxy::{Control, NoAudit, Proxy, Told};
+use proto::workload::{Serves, Subscribe};
+use tokio::{
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Settings,
+    dial::SidecarDial,
+    feed::{EXTENSIONS_MAX, Feed, Instances},
+    identity, loopback,
+    state::State,
+};
+
+/// Most refusals by edges that wait to be acted on.
+const REFUSED_MAX: usize = 1024;
+/// How long live connections may take to end after SIGTERM.
+const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Runs a sidecar until it is told to end.
+///
+/// # Errors
+/// The configuration is wrong, an address is taken, or the edge refuses this workload for good.
+pub async fn run(config: &Path, check: bool) -> Result<()> {
+    let settings = Settings::load(config)?;
+    if check {
+        println!("{}: a sidecar's configuration, all understood", config.display());
+        return Ok(());
+    }
+    let _log = telemetry::init(settings.log.format.parse()?, &settings.log.level)?;
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let readiness = Readiness::new();
+    let enrolled = readiness.block("enrolment");
+    let synced = readiness.block("first snapshot");
+
+    // Bound first, so that a taken port is known before anything is promised.
+    let state = State::open(&settings.state_dir)?;
+    let inbound = match (settings.inbound.listen, settings.serves.is_empty()) {
+        (None, true) => None,
+        (listen, _) => Some(bind("inbound.listen", listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))).await?),
+    };
+    let socks5 = match settings.outbound.socks5 {
+        Some(address) => Some(bind("outbound.socks5", address).await?),
+        None => None,
+    };
+    let dns = match settings.dns_listen {
+        Some(address) => {
+            let udp = UdpSocket::bind(address).await.with_context(|| format!("dns.listen {address} (UDP)"))?;
+            Some((udp, bind("dns.listen", address).await?))
+        }
+        None => None,
+    };
+    if let Some(address) = settings.admin_listen {
+        let listener = bind("admin.listen", address).await?;
+        let exporter = gateway_admin::metrics::install("sidecar", env!("CARGO_PKG_VERSION"))?;
+        gateway_proxy::metrics::describe();
+        gateway_dns::metrics::describe();
+        let inputs = gateway_admin::Inputs {
+            readiness: readiness.clone(),
+            exporter: Some(exporter),
+            status: None,
+            hosts: settings.admin_hosts.clone(),
+        };
+        tasks.spawn(gateway_admin::serve(vec![listener], inputs, stop.clone()));
+    }
+    let advertised = match (&settings.inbound.advertise, &inbound) {
+        (Some(advertise), _) => advertise.clone(),
+        (None, Some(listener)) => listener.local_addr()?.to_string(),
+        (None, None) => String::new(),
+    };
+
+    let live = LiveSvid::new();
+    let home = tokio::select! {
+        home = identity::establish(&state, &settings.enrolment, &live) => home?,
+        signal = shutdown::signal() => {
+            tracing::info!(signal = ?signal?, "ended before enrolment");
+            return Ok(());
+        }
+    };
+    enrolled.done();
+    let verifier = Verifier::new();
+    verifier.publish(&home.bundles()?);
+
+    let instance = token::instance_id();
+    let instances = Instances::default();
+    let (snapshot_sender, snapshot) = watch::channel(None);
+    let (extend_sender, extensions) = mpsc::channel(EXTENSIONS_MAX);
+    let (refused_sender, mut refused) = mpsc::channel(REFUSED_MAX);
+    let dial = SidecarDial::new(home.cluster, home.mesh.clone(), settings.serves.clone(), instances.clone());
+    let proxy = Proxy::new(gateway_proxy::Inputs {
+        snapshot: snapshot.clone(),
+        verifier: verifier.clone(),
+        svid: live.clone(),
+        dial: Arc::new(dial),
+        audit: Arc::new(NoAudit),
+        control: Arc::new(ToEdge(extend_sender)),
+        instance,
+        limits: gateway_proxy::Limits::default(),
+    });
+
+    let serves = settings.serves.iter().map(|served| Serves {
+        service: served.service.to_string(),
+        namespace: served.namespace.to_string(),
+        port: u32::from(served.port),
+    });
+    let subscribe =
+        Subscribe { instance: instance.0.to_vec(), inbound: advertised, serves: serves.collect(), held: Vec::new() };
+    let feed = Feed {
+        home: home.clone(),
+        live: live.clone(),
+        verifier: verifier.clone(),
+        state: state.clone(),
+        subscribe,
+        instances,
+        snapshot: snapshot_sender,
+        extensions,
+        refused: refused_sender,
+    };
+    tasks.spawn(feed.run(stop.clone()));
+    tasks.spawn(identity::keep(state.clone(), home, live, verifier, stop.clone()));
+    tasks.spawn({
+        let proxy = proxy.clone();
+        async move { proxy.run_enforcer().await }
+    });
+    tasks.spawn({
+        let proxy = proxy.clone();
+        async move {
+            while let Some((connection, reason, detail)) = refused.recv().await {
+                // A word that this version does not know still means refused.
+                let reason = DenialReason::from_word(&reason).unwrap_or(DenialReason::Unreachable);
+                proxy.denied(connection, None, reason, &detail);
+            }
+        }
+    });
+    let addresses = Addresses::new();
+    addresses.import(state.addresses());
+    tasks.spawn(loopback::run(
+        snapshot.clone(),
+        addresses.clone(),
+        state,
+        settings.outbound.loopback,
+        proxy.clone(),
+        stop.clone(),
+    ));
+    if let Some((udp, tcp)) = dns {
+        let inputs = gateway_dns::Inputs { snapshot: snapshot.clone(), addresses: addresses.clone() };
+        tasks.spawn(gateway_dns::serve(vec![udp], vec![tcp], inputs, stop.clone()));
+    }
+    if let Some(listener) = socks5 {
+        let (proxy, addresses) = (proxy.clone(), addresses.clone());
+        tasks.spawn(accept(listener, stop.clone(), move |stream| {
+            let (proxy, addresses) = (proxy.clone(), addresses.clone());
+            async move {
+                // Whatever went wrong was answered and logged by the proxy.
+                let _ = proxy.socks5(stream, |address| addresses.service(address)).await;
+            }
+        }));
+    }
+    if let Some(listener) = inbound {
+        let proxy = proxy.clone();
+        tasks.spawn(accept(listener, stop.clone(), move |stream| {
+            let proxy = proxy.clone();
+            async move { proxy.serve(Box::new(stream)).await }
+        }));
+    }
+    tasks.spawn({
+        let mut snapshot = snapshot.clone();
+        async move {
+            if snapshot.wait_for(Option::is_some).await.is_ok() {
+                synced.done();
+                tracing::info!("ready");
+            }
+        }
+    });
+
+    let signal = shutdown::signal().await?;
+    tracing::info!(?signal, connections = proxy.connections().count(), "ending");
+    stop.cancel();
+    proxy.cut_where(&gateway_proxy::Cut::Shutdown, |_| true);
+    let _ = tokio::time::timeout(DRAIN_LIMIT, async { while tasks.join_next().await.is_some() {} }).await;
+    Ok(())
+}
+
+async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
+}
+
+async fn accept<F, W>(listener: TcpListener, stop: CancellationToken, handle: F)
+where
+    F: Fn(TcpStream) -> W,
+    W: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(handle(stream));
+            }
+            // An accept loop never ends: the error is this connection's, or a shortage that passes.
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// What the proxy tells goes to the edge by the feed.
+struct ToEdge(mpsc::Sender<(ConnectionId, Vec<u8>)>);
+
+impl Control for ToEdge {
+    /// A sidecar answers in the stream; there is nobody behind it to tell.
+    fn denied(&self, _told: Told) {}
+
+    fn extend(&self, connection: ConnectionId, _service: &Service, header: Vec<u8>) {
+        if self.0.try_send((connection, header)).is_err() {
+            tracing::warn!(%connection, "too many extensions wait; this passage will end early");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Where a sidecar's connections go next: to its application, to an instance in its cluster, or to its edge.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use federation_model::{ClusterId, Denial, DenialReason, InstanceId};
+use gateway_proxy::{BoxFuture, BoxStream, Dial, Leave, Next, Route};
+use tokio::net::TcpStream;
+
+use crate::{config::Served, feed::Instances};
+
+/// The sidecar's knowledge of addresses. Everything but the edge's name is taken from the feed or the configuration.
+pub(crate) struct SidecarDial {
+    own: ClusterId,
+    /// `host:port` of the edge's mesh listener, resolved anew at each attempt.
+    edge: String,
+    serves: Vec<Served>,
+    instances: Instances,
+    /// Spreads connections over the instances of a service.
+    turn: AtomicUsize,
+}
+
+impl SidecarDial {
+    pub(crate) fn new(own: ClusterId, edge: String, serves: Vec<Served>, instances: Instances) -> Self {
+        Self { own, edge, serves, instances, turn: AtomicUsize::new(0) }
+    }
+
+    fn application(&self, route: &Route) -> Option<SocketAddr> {
+        let id = &route.service.id;
+        let served = self.serves.iter().find(|s| s.service == id.service && s.namespace == id.namespace)?;
+        (id.cluster == self.own).then_some(served.app)
+    }
+
+    fn instance(&self, route: &Route) -> Option<SocketAddr> {
+        let id = &route.service.id;
+        let all: Vec<(InstanceId, SocketAddr)> = self.instances.of(&id.service, &id.namespace);
+        match route.instance {
+            Some(wanted) => all.iter().find(|(instance, _)| *instance == wanted).map(|(_, address)| *address),
+            None => {
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                all.get(turn.checked_rem(all.len())?).map(|(_, address)| *address)
+            }
+        }
+    }
+}
+
+impl Dial for SidecarDial {
+    fn dial<'a>(&'a self, leave: Leave<'a>, route: &'a Route) -> BoxFuture<'a, Result<BoxStream, Denial>> {
+        Box::pin(async move {
+            let denial = |reason| Denial {
+                reason,
+                source: Some(leave.source().clone()),
+                destination: route.service.name.to_string(),
+                rule: None,
+                rule_text: None,
+            };
+            let dialled = match route.next {
+                Next::Application => {
+                    let address = self.application(route).ok_or_else(|| denial(DenialReason::NoInstance))?;
+                    TcpStream::connect(address).await.map_err(|error| {
+                        tracing::warn!(service = %route.service.name, %address, %error, "the application cannot be dialled");
+                        denial(DenialReason::NoInstance)
+                    })?
+                }
+                Next::Mesh if route.service.id.cluster == self.own => {
+                    let address = self.instance(route).ok_or_else(|| denial(DenialReason::NoInstance))?;
+                    TcpStream::connect(address).await.map_err(|_| denial(DenialReason::NoInstance))?
+                }
+                Next::Mesh => TcpStream::connect(&self.edge).await.map_err(|error| {
+                    tracing::warn!(edge = self.edge, %error, "the edge cannot be dialled");
+                    denial(DenialReason::Unreachable)
+                })?,
+            };
+            // Requests and answers are often one segment; waiting to fill it costs a delayed acknowledgement.
+            let _ = dialled.set_nodelay(true);
+            Ok(Box::new(dialled) as BoxStream)
+        })
+    }
+}

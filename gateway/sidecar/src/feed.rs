@@ -1,0 +1,182 @@
+//! The discovery feed: what concerns this workload, kept live for as long as the process runs.
+//!
+//! In: the edge's stream, or what was kept from it. Out: snapshots, the instances of the own cluster, denials.
+//! Never: forgets what it has because the edge is away.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use federation_identity::{LiveSvid, Verifier};
+use federation_model::{ConnectionId, Digest, InstanceId, NamespaceName, ServiceName, Snapshot};
+use proto::workload::{
+    Extend, FeedEvent, FeedRequest, Subscribe, discovery_client::DiscoveryClient, feed_event::Event,
+    feed_request::Request,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    identity::{self, Home},
+    records::Records,
+    state::State,
+};
+
+/// First and longest wait between two tries to reach the edge.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Most extensions that wait to be sent; more are dropped, and their passages end early.
+pub(crate) const EXTENSIONS_MAX: usize = 1024;
+/// Most instances that are taken from the edge.
+const INSTANCES_MAX: usize = 100_000;
+
+/// Where the services of the own cluster are served, by what name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Instances(Arc<Mutex<Table>>);
+
+type Table = BTreeMap<(ServiceName, NamespaceName), Vec<(InstanceId, SocketAddr)>>;
+
+impl Instances {
+    /// Everything that serves it, in no order that means anything.
+    pub(crate) fn of(&self, service: &ServiceName, namespace: &NamespaceName) -> Vec<(InstanceId, SocketAddr)> {
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.get(&(service.clone(), namespace.clone())).cloned().unwrap_or_default()
+    }
+
+    fn set(&self, instances: Vec<proto::workload::Instance>) {
+        let mut table = Table::new();
+        for instance in instances.into_iter().take(INSTANCES_MAX) {
+            let parsed = (
+                instance.service.parse(),
+                instance.namespace.parse(),
+                InstanceId::try_from(instance.instance.as_slice()),
+                instance.address.parse(),
+            );
+            if let (Ok(service), Ok(namespace), Ok(id), Ok(address)) = parsed {
+                table.entry((service, namespace)).or_default().push((id, address));
+            }
+        }
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+}
+
+/// What the feed is told of a connection that an edge refused.
+pub(crate) type Refused = (ConnectionId, String, String);
+
+/// Everything that the feed works with.
+pub(crate) struct Feed {
+    pub(crate) home: Home,
+    pub(crate) live: LiveSvid,
+    pub(crate) verifier: Verifier,
+    pub(crate) state: State,
+    pub(crate) subscribe: Subscribe,
+    pub(crate) instances: Instances,
+    pub(crate) snapshot: watch::Sender<Option<Arc<Snapshot>>>,
+    pub(crate) extensions: mpsc::Receiver<(ConnectionId, Vec<u8>)>,
+    pub(crate) refused: mpsc::Sender<Refused>,
+}
+
+impl Feed {
+    /// Publishes what was kept from before, then follows the edge until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut records = Records::new(self.home.cluster, self.home.replication_key, self.home.federation);
+        let kept = self.state.records();
+        if !kept.is_empty() {
+            records.add(kept);
+            self.publish(&mut records);
+        }
+        let mut wait = RETRY.0;
+        loop {
+            let mut synced = false;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                ended = self.follow(&mut records, &mut synced) => match ended {
+                    Ok(()) => tracing::warn!("the edge ended the feed; serving from the last snapshot"),
+                    Err(error) => {
+                        tracing::warn!(error = format!("{error:#}"), "no feed; serving from the last snapshot");
+                    }
+                },
+            }
+            if synced {
+                wait = RETRY.0;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(wait) => {}
+            }
+            wait = (wait * 2).min(RETRY.1);
+        }
+    }
+
+    async fn follow(&mut self, records: &mut Records, synced: &mut bool) -> Result<()> {
+        let channel = identity::discovery(&self.home, &self.live, &self.verifier).await?;
+        let (requests, stream) = mpsc::channel(16);
+        let held = records.digests().map(|digest| digest.0.to_vec()).collect();
+        let subscribe = Subscribe { held, ..self.subscribe.clone() };
+        let first = FeedRequest { request: Some(Request::Subscribe(subscribe)) };
+        requests.send(first).await.context("the feed's first request")?;
+        let mut events = DiscoveryClient::new(channel)
+            .max_decoding_message_size(64 * 1024 * 1024)
+            .feed(ReceiverStream::new(stream))
+            .await?
+            .into_inner();
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => self.take(event?, records, synced).await,
+                    None => return Ok(()),
+                },
+                Some((connection, header)) = self.extensions.recv() => {
+                    let extend = Extend { connection: connection.0.to_vec(), header };
+                    requests.send(FeedRequest { request: Some(Request::Extend(extend)) }).await?;
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, event: FeedEvent, records: &mut Records, synced: &mut bool) {
+        match event.event {
+            Some(Event::Records(update)) => {
+                let removed: Vec<Digest> =
+                    update.removed.iter().filter_map(|digest| digest.as_slice().try_into().ok().map(Digest)).collect();
+                records.remove(&removed);
+                let refused = records.add(update.added);
+                if refused > 0 {
+                    tracing::warn!(refused, "the edge sent records that do not verify");
+                }
+                if update.synced {
+                    *synced = true;
+                    self.publish(records);
+                    if let Err(error) = self.state.keep_records(records.raw()) {
+                        tracing::error!(error = format!("{error:#}"), "cannot keep the feed's records");
+                    }
+                }
+            }
+            Some(Event::Instances(update)) => self.instances.set(update.instances),
+            Some(Event::Denied(denied)) => {
+                if let Ok(connection) = ConnectionId::try_from(denied.connection.as_slice()) {
+                    // A full queue means that many are being cut already.
+                    let _ = self.refused.try_send((connection, denied.reason, denied.detail));
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn publish(&self, records: &mut Records) {
+        match records.snapshot() {
+            Some(snapshot) => {
+                self.verifier.publish(&snapshot.bundles);
+                self.snapshot.send_replace(Some(Arc::new(snapshot)));
+            }
+            None => tracing::warn!(federation = %records.federation(), "the records hold no snapshot yet"),
+        }
+    }
+}

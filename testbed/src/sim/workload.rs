@@ -1,0 +1,117 @@
+//! What the simulated operators write, and the parties that it is about.
+
+use federation_model::{
+    Accept, Action, Audience, Body, ClusterId, DestinationPattern, Export, Intention, IntentionKey, Label, Layer,
+    MemberTerms, RuleState, ServiceId, SourcePattern, SpiffeId, TrustBundle,
+};
+use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
+
+use crate::node::candidate;
+
+const NAMESPACES: [&str; 2] = ["shop", "billing"];
+const NAMES: [&str; 3] = ["web", "payments", "batch"];
+
+fn label<T: std::str::FromStr>(random: &mut StdRng, names: &[&str]) -> Label<T> {
+    match names.choose(random).and_then(|name| name.parse().ok()) {
+        Some(name) if random.random_bool(0.7) => Label::Is(name),
+        _ => Label::Any,
+    }
+}
+
+fn cluster_label(random: &mut StdRng, clusters: usize) -> Label<ClusterId> {
+    if random.random_bool(0.6) { Label::Is(candidate(random.random_range(0..clusters)).id) } else { Label::Any }
+}
+
+/// A key out of few, so that writers meet.
+fn key(random: &mut StdRng, clusters: usize) -> IntentionKey {
+    let layer = match random.random_range(0..20) {
+        0 => Layer::Guardrail,
+        1 => Layer::Timed,
+        2 => Layer::Shadow,
+        _ => Layer::Rule,
+    };
+    IntentionKey {
+        source: SourcePattern::Account {
+            account: label(random, &NAMES),
+            namespace: label(random, &NAMESPACES),
+            cluster: cluster_label(random, clusters),
+        },
+        destination: DestinationPattern {
+            service: label(random, &NAMES),
+            namespace: label(random, &NAMESPACES),
+            cluster: cluster_label(random, clusters),
+        },
+        layer,
+    }
+}
+
+/// Keys that this world's operators quarrel over.
+pub(crate) fn keys(random: &mut StdRng, clusters: usize) -> Vec<IntentionKey> {
+    (0..random.random_range(2..8)).map(|_| key(random, clusters)).collect()
+}
+
+/// A write of cluster `number`, and to whom.
+pub(crate) fn write(
+    random: &mut StdRng,
+    number: usize,
+    clusters: usize,
+    keys: &[IntentionKey],
+    sequence: u64,
+) -> (Audience, Body) {
+    match random.random_range(0..20) {
+        0 => {
+            let accept = if random.random_bool(0.3) { Accept::Own } else { Accept::Federation };
+            (Audience::Law, Body::Terms(MemberTerms { accept, endpoints: Vec::new() }))
+        }
+        1 => {
+            let trust_domain = candidate(number).trust_domain;
+            let roots = (0..random.random_range(0..3)).map(|_| vec![random.random_range(0..4)]).collect();
+            (Audience::Law, Body::Bundle(TrustBundle { trust_domain, sequence, roots }))
+        }
+        2 => {
+            let cluster = candidate(random.random_range(0..clusters)).id;
+            (Audience::Law, Body::Lawmaker { cluster, on: random.random_bool(0.8) })
+        }
+        3..=6 => (audience(random, clusters), service(random)),
+        _ => {
+            let state = match random.random_range(0..10) {
+                0..=4 => RuleState::Is(Action::Allow),
+                5..=7 => RuleState::Is(Action::Deny),
+                _ => RuleState::Deleted,
+            };
+            let key = keys.choose(random).cloned().unwrap_or_else(|| key(random, clusters));
+            (Audience::Law, Body::Intention(Intention { key, state }))
+        }
+    }
+}
+
+fn audience(random: &mut StdRng, clusters: usize) -> Audience {
+    match random.random_range(0..3) {
+        0 => Audience::All,
+        // Its own number makes it a service that never leaves.
+        _ => Audience::Member(candidate(random.random_range(0..clusters)).id),
+    }
+}
+
+fn service(random: &mut StdRng) -> Body {
+    let service = NAMES.choose(random).copied().unwrap_or("web").parse().expect("a label");
+    let namespace = NAMESPACES.choose(random).copied().unwrap_or("shop").parse().expect("a label");
+    if random.random_bool(0.3) {
+        Body::ServiceGone { service, namespace }
+    } else {
+        Body::Service(Export { service, namespace, port: random.random_range(1..9), accounts: Vec::new() })
+    }
+}
+
+/// An account somewhere, and a service of cluster `to`.
+pub(crate) fn pair(random: &mut StdRng, clusters: usize, to: usize) -> (SpiffeId, ServiceId) {
+    let from = candidate(random.random_range(0..clusters)).trust_domain;
+    let mut pick = |names: &[&'static str]| names.choose(random).copied().unwrap_or("web");
+    let source = format!("spiffe://{from}/ns/{}/sa/{}", pick(&NAMESPACES), pick(&NAMES));
+    let service = ServiceId {
+        service: pick(&NAMES).parse().expect("a label"),
+        namespace: pick(&NAMESPACES).parse().expect("a label"),
+        cluster: candidate(to).id,
+    };
+    (source.parse().expect("a SPIFFE ID"), service)
+}
