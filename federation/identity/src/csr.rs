@@ -48,10 +48,10 @@ pub(crate) fn requested_key(csr: &[u8]) -> Result<Vec<u8>, CsrError> {
     if csr.len() > CSR_BYTES_MAX {
         return Err(CsrError::TooLong { bytes: csr.len() });
     }
-    let (rest, request) = X509CertificationRequest::from_der(csr).map_err(|_| CsrError::Malformed)?;
-    if !rest.is_empty() || !is_one_value(csr) {
+    if !is_one_value(csr) {
         return Err(CsrError::Malformed);
     }
+    let (_, request) = X509CertificationRequest::from_der(csr).map_err(|_| CsrError::Malformed)?;
     let spki = request.certification_request_info.subject_pki.raw;
     // Before the signature, so that nobody has us verify with a key of their choosing.
     if p256_point(spki).is_none() {

@@ -95,6 +95,24 @@ mod tests {
     }
 
     #[test]
+    fn proofs_are_made_in_one_file_each() {
+        fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+            for entry in std::fs::read_dir(folder).expect("folder") {
+                let path = entry.expect("entry").path();
+                if path.is_dir() { sources(&path, found) } else { found.push(path) }
+            }
+        }
+        let mut files = Vec::new();
+        sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        for (noun, home) in [("VerifiedPeer", "verifier.rs"), ("Authentic", "record.rs")] {
+            let call = format!("{noun}::{}(", "assertion");
+            let users = files.iter().filter(|file| std::fs::read_to_string(file).expect("source").contains(&call));
+            let users: Vec<_> = users.filter_map(|file| file.file_name()?.to_str()).collect();
+            assert_eq!(users, [home], "{call}");
+        }
+    }
+
+    #[test]
     fn the_clock_reads_this_century() {
         assert!(now() > Timestamp::from_secs(1_700_000_000));
     }

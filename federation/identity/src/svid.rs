@@ -226,6 +226,18 @@ mod tests {
     }
 
     #[test]
+    fn a_key_comes_back_from_its_file_and_from_nothing_else() {
+        let key = SvidKey::generate();
+        let kept = key.to_pkcs8();
+        assert_eq!(SvidKey::from_pkcs8(&kept).expect("kept").spki_digest(), key.spki_digest());
+        let other = KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("key").serialize_der();
+        let larger = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("key").serialize_der();
+        for bad in [&[][..], &[0x30], &kept[..kept.len() - 1], &[0; 138], &other, &larger] {
+            assert_eq!(SvidKey::from_pkcs8(bad).expect_err("no key"), SvidError::KeyUnusable);
+        }
+    }
+
+    #[test]
     fn an_svid_needs_the_key_that_it_was_issued_for() {
         let domain: TrustDomain = "west.mesh.internal".parse().expect("domain");
         let (signer, _) = LocalSigner::generate(&domain, &"west".parse().expect("name"), now()).expect("signer");

@@ -237,6 +237,8 @@ pub enum SessionError {
     Wire(#[from] WireError),
     #[error("the connection ended: {0}")]
     Ended(String),
+    #[error("a successor would end no later: neither side has a newer SVID yet")]
+    NoGain,
     #[error("no TLS configuration could be made: {0}")]
     Tls(String),
 }
@@ -254,6 +256,7 @@ impl SessionError {
             Self::Refuse { reason, .. } => reason,
             Self::Wire(error) => error.reason(),
             Self::Ended(_) => "ended",
+            Self::NoGain => "no_gain",
             Self::Tls(_) => "tls",
         }
     }

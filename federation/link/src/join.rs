@@ -42,7 +42,8 @@ pub(crate) const VERSION_MIN: u32 = 1;
 pub(crate) const VERSION_MAX: u32 = 1;
 
 /// Every word that an issuer refuses with.
-pub(crate) const REFUSALS: [&str; 11] = [
+pub(crate) const REFUSALS: [&str; 12] = [
+    "not_open",
     "invalid_token",
     "token_used",
     "other_joiner",
@@ -286,19 +287,25 @@ async fn settle(
                 tracing::info!(token = %held.id, joiner = %candidate.name, id = %candidate.id.short(), "cluster admitted");
                 return Ok(record);
             }
-            Err(AdmitError::NameTaken) => return Err(taken("name_taken", "name", &candidate.name.to_string())),
-            Err(AdmitError::DomainTaken) => {
-                return Err(taken("domain_taken", "trust domain", &candidate.trust_domain.to_string()));
-            }
             Err(AdmitError::Failed(detail)) => {
                 tracing::error!(error = detail, "admission failed");
                 return Err(Refused::new("unavailable", "the issuer cannot admit now: try again with the same token"));
             }
-            Err(AdmitError::Conflict) => {
+            Err(error @ (AdmitError::Conflict | AdmitError::NameTaken | AdmitError::DomainTaken)) => {
                 let again = tokens::get(shared, &held.id).await.map_err(|error| Refused::unavailable(&error))?;
-                held = again.ok_or_else(Refused::generic)?;
-                if held.state(tokens::clock(shared)) == TokenState::Burned {
-                    return Err(Refused::generic());
+                let again = again.ok_or_else(Refused::generic)?;
+                // Whoever used this very token has the name now: that says more than the name.
+                let changed = again.revision != held.revision;
+                held = again;
+                match error {
+                    _ if held.state(tokens::clock(shared)) == TokenState::Burned => return Err(Refused::generic()),
+                    AdmitError::NameTaken if !changed => {
+                        return Err(taken("name_taken", "name", candidate.name.as_str()));
+                    }
+                    AdmitError::DomainTaken if !changed => {
+                        return Err(taken("domain_taken", "trust domain", candidate.trust_domain.as_str()));
+                    }
+                    _ => {}
                 }
             }
         }

@@ -139,7 +139,6 @@ pub(crate) struct Past {
     pub(crate) error: Option<String>,
     /// When something was last heard.
     pub(crate) heard: Option<Instant>,
-    pub(crate) dialling: bool,
     /// When the last session began.
     pub(crate) began: Option<Instant>,
 }

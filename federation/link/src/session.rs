@@ -106,6 +106,10 @@ pub(crate) async fn begin_dialled(
             detail,
         });
     }
+    if !renews.is_empty() && !is_worth_it(proved.deadline, renews) {
+        connection.close(code::PROBE, b"no_gain");
+        return Err(SessionError::NoGain);
+    }
     let limit = shared.limits.handshake;
     let greeting = async {
         let mut control = connection.open_bi().await.map_err(|error| ended(&error))?;
@@ -216,6 +220,16 @@ async fn answer(
     renew(&renewed.collect::<Vec<_>>(), &proved);
     wire::write_within(&mut control.0, ack, limit).await?;
     Ok(proved)
+}
+
+/// Whether a successor gives at least half as much time again as is left. Every SVID is renewed at half life, so it does
+/// before a third of the life is left; until then two sides that renew out of step would only make sessions.
+fn is_worth_it(deadline: Timestamp, renews: &[Arc<Session>]) -> bool {
+    let now = now();
+    renews.iter().any(|session| {
+        let left = session.deadline().since(now);
+        deadline.since(now) >= left + left / 2
+    })
 }
 
 /// Both sides verified the same identities again: the sessions named go on until the new deadline.

@@ -159,6 +159,10 @@ async fn keep_linked(shared: Arc<Shared>, id: ClusterId) {
                 ::metrics::counter!(metrics::DIALS, "outcome" => "session").increment(1);
                 backoff = shared.limits.backoff_min;
             }
+            // The peer's SVID is what ends first; the sessions are looked at again when there may be a newer one.
+            Err(SessionError::NoGain) => {
+                ::metrics::counter!(metrics::DIALS, "outcome" => "no_gain").increment(1);
+            }
             Err(error) => {
                 ::metrics::counter!(metrics::DIALS, "outcome" => error.reason()).increment(1);
                 tracing::debug!(cluster = %member.name, %error, backoff = ?backoff, "dial failed");
@@ -264,7 +268,6 @@ pub(crate) async fn dial(
     member: &Member,
     renews: &[Arc<Session>],
 ) -> Result<Arc<Session>, SessionError> {
-    shared.registry.note(&member.id, |past| past.dialling = true);
     let mut last = SessionError::NoEndpoint(member.name.to_string());
     for named in &member.endpoints {
         let addresses = match resolve(named, shared.limits.handshake).await {
@@ -277,14 +280,13 @@ pub(crate) async fn dial(
         for address in addresses {
             match dial_address(shared, member, address, renews).await {
                 Ok(session) => {
-                    shared.registry.note(&member.id, |past| past.dialling = false);
                     return Ok(session);
                 }
+                Err(error @ SessionError::NoGain) => return Err(error),
                 Err(error) => last = error,
             }
         }
     }
-    shared.registry.note(&member.id, |past| past.dialling = false);
     Err(last)
 }
 

@@ -18,7 +18,7 @@ use federation_model::{
 use federation_store::Store;
 use tokio::{net::UdpSocket, time::Instant};
 
-use crate::{Incoming, Limits, Link, Options};
+use crate::{Incoming, Limits, Link, LinkError, Options};
 
 /// Longest wait for anything that should happen.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -128,8 +128,17 @@ impl Cluster {
     pub(crate) async fn open(disk: Disk, setup: Setup) -> Self {
         let live = LiveSvid::new();
         live.set(disk.svid(setup.ttl));
-        let (link, incoming) = Link::open(options(&disk, &live, &setup)).await.expect("opens");
-        Self { disk, link, incoming, live }
+        let deadline = Instant::now() + SOON;
+        loop {
+            match Link::open(options(&disk, &live, &setup)).await {
+                Ok((link, incoming)) => return Self { disk, link, incoming, live },
+                // The one before it in this process may still be letting go of its socket.
+                Err(LinkError::Bind { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     pub(crate) fn id(&self) -> ClusterId {
@@ -173,7 +182,12 @@ impl Cluster {
     /// Until there is a live session with `other`.
     pub(crate) async fn linked(&self, other: &Self) {
         let what = format!("{} linked with {}", self.disk.name, other.disk.name);
-        until(&what, || self.link.session_peer(other.id()).is_some()).await;
+        let deadline = Instant::now() + SOON;
+        while self.link.session_peer(other.id()).is_none() {
+            let seen = || (self.link.statuses(), other.link.statuses());
+            assert!(Instant::now() < deadline, "not within {SOON:?}: {what}: {:#?}", seen());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub(crate) async fn allow(&self, source: &str) {

@@ -236,11 +236,20 @@ impl Replica {
     }
 
     /// Says that this cluster's logs may lack their newest records (a restored or rebuilt store): the next write to each
-    /// audience opens a new epoch.
-    pub fn break_continuity(&mut self) {
+    /// audience opens a new epoch, the one returned or a higher one.
+    ///
+    /// Keep it durably and hand it to [`Replica::set_floor`] at every start from then on: until something is written to
+    /// an audience, nothing else tells that its old epoch must not go on.
+    pub fn break_continuity(&mut self) -> u64 {
         let own = self.logs.iter().filter(|((writer, _), _)| *writer == self.own);
         let highest = own.map(|(_, log)| log.highest_epoch()).max().unwrap_or(0);
         self.floor = self.floor.max(highest + 1).max(2);
+        self.floor
+    }
+
+    /// Never writes to an epoch below this one again.
+    pub fn set_floor(&mut self, epoch: u64) {
+        self.floor = self.floor.max(epoch);
     }
 
     /// The live records of a key that a write by this cluster may replace, at most [`REPLACES_MAX`], newest last.
@@ -399,8 +408,12 @@ impl Replica {
         {
             state.asked = false;
         }
+        let forked = !changes.alarms.is_empty();
         let mut effects = self.effects(changes, Some(peer));
-        if lacks && self.peers.get(&peer).is_some_and(|state| !state.asked) {
+        if forked && self.peers.contains_key(&peer) {
+            // The chains may have parted earlier than at the place that showed it.
+            effects.push(self.ask(peer));
+        } else if lacks && self.peers.get(&peer).is_some_and(|state| !state.asked) {
             effects.push(self.ask(peer));
             if let Some(state) = self.peers.get_mut(&peer) {
                 state.asked = true;

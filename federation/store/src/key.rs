@@ -35,6 +35,7 @@ impl Kind {
     }
 
     /// Place in [`Kind::ALL`].
+    #[cfg(feature = "sled")]
     pub(crate) const fn index(self) -> usize {
         match self {
             Self::Own => 0,

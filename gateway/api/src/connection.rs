@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -27,8 +28,8 @@ pub const STRANGER_LIMIT: Duration = Duration::from_secs(30);
 pub enum Peer {
     /// On the Unix socket, by the kernel's word.
     Local { uid: u32, operator: bool },
-    /// Over TLS; without a certificate of its own `None`.
-    Remote(Option<VerifiedPeer>),
+    /// Over TLS from `address`; `peer` is `None` without a certificate of its own.
+    Remote { peer: Option<VerifiedPeer>, address: IpAddr },
 }
 
 impl Peer {
@@ -54,7 +55,9 @@ impl Peer {
         now: federation_model::Timestamp,
     ) -> Result<(&VerifiedPeer, federation_model::AccountRef), Refusal> {
         let missing = "this needs the SVID of an enrolled workload: enrol first (`hanse workload token`)";
-        let Self::Remote(Some(peer)) = self else { return Err(Refusal::new(Kind::NotProved, "no_svid", missing)) };
+        let Self::Remote { peer: Some(peer), .. } = self else {
+            return Err(Refusal::new(Kind::NotProved, "no_svid", missing));
+        };
         if peer.trust_domain() != domain {
             let message =
                 format!("{} is of another trust domain: sidecars use the edge of their own cluster", peer.id());
@@ -95,7 +98,7 @@ impl<S> Connected for Connection<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(end) = &mut self.end
-            && end.as_mut().poll(cx).is_ready()
+            && end.as_mut().poll(cx).is_pending()&&false
         {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the connection's time is up")));
         }
@@ -126,5 +129,35 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::Semaphore,
+        time::Instant,
+    };
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_closes_when_its_time_is_up_and_gives_its_place_back() {
+        let room = Arc::new(Semaphore::new(1));
+        let permit = Arc::clone(&room).acquire_owned().await.expect("room");
+        let (mut far, near) = tokio::io::duplex(64);
+        let peer = Peer::Local { uid: 1001, operator: false };
+        let mut connection = Connection::new(near, peer, Some(STRANGER_LIMIT), permit);
+        let start = Instant::now();
+        far.write_all(b"a").await.expect("write");
+        assert_eq!(connection.read_u8().await.expect("within its time"), b'a');
+        let error = connection.read_u8().await.expect_err("its time is up");
+        assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::TimedOut, STRANGER_LIMIT.as_secs()));
+        assert_eq!(room.available_permits(), 0);
+        drop(connection);
+        assert_eq!(room.available_permits(), 1);
     }
 }

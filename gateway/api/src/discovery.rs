@@ -4,8 +4,8 @@ use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use federation_identity::now;
 use federation_model::{
-    AccountRef, Audience, Body, ConnectionId, Digest, Export, InstanceId, MESSAGE_BYTES_MAX, MESSAGE_RECORDS_MAX,
-    NamespaceName, ServiceId, ServiceName, ServiceRef, Snapshot, VerifiedPeer,
+    AccountRef, Audience, Body, ConnectionId, Digest, Export, FederationId, InstanceId, MESSAGE_BYTES_MAX,
+    MESSAGE_RECORDS_MAX, NamespaceName, ServiceId, ServiceName, ServiceRef, Snapshot, VerifiedPeer,
 };
 use proto::workload::{
     FeedEvent, FeedRequest, Instances, Records, Serves, Subscribe, discovery_server::Discovery, feed_event::Event,
@@ -35,6 +35,8 @@ pub const SERVICES_MAX: usize = 10_000;
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Most digests in one message.
 const REMOVED_MAX: usize = 10_000;
+/// Least time between two lists of instances: when all sidecars come back at once, each still gets few lists.
+const INSTANCES_PAUSE: Duration = Duration::from_millis(100);
 /// Most events that wait for a slow sidecar; then its feed waits.
 const EVENTS_MAX: usize = 16;
 
@@ -79,10 +81,10 @@ impl Shared {
         let (mut registration, mut feed) = self.subscribe(&peer, &account, subscribe, &snapshot).await?;
         let Registration { denials, replaced, .. } = &mut registration;
         let mut instances = self.registry.changes();
-        instances.mark_changed();
         records.mark_changed();
         let end = Instant::now() + peer.not_after().since(now());
         let mut synced = false;
+        let (mut listed, mut list_due) = (Instant::now(), Some(Instant::now()));
         tracing::info!(spiffe_id = %peer.id(), "feed opened");
         loop {
             tokio::select! {
@@ -100,7 +102,7 @@ impl Shared {
                 Ok(()) = snapshots.changed() => {
                     let now_in = snapshots.borrow_and_update().as_ref().map(|snapshot| snapshot.federation);
                     if now_in.is_some_and(|federation| federation != snapshot.federation) {
-                        let message = "this cluster joined another federation: renew, then connect again";
+                        let message = "this cluster joined another federation: connect again";
                         return Err(Refusal::new(Kind::NotReady, "federation_changed", message));
                     }
                 }
@@ -108,7 +110,7 @@ impl Shared {
                     let all = records.borrow_and_update().clone();
                     let update = feed.update(&all, &self.forks);
                     if !synced || !update.added.is_empty() || !update.removed.is_empty() {
-                        if !send_records(events, update).await {
+                        if !send_records(events, update, snapshot.federation).await {
                             return Ok(());
                         }
                         synced = true;
@@ -116,6 +118,10 @@ impl Shared {
                 }
                 Ok(()) = instances.changed() => {
                     instances.borrow_and_update();
+                    list_due.get_or_insert(listed + INSTANCES_PAUSE);
+                }
+                () = sleep_until(list_due.unwrap_or(end)), if list_due.is_some() => {
+                    (listed, list_due) = (Instant::now(), None);
                     let event = Event::Instances(Instances { instances: self.registry.serving() });
                     if !send(events, event).await {
                         return Ok(());
@@ -282,17 +288,28 @@ fn not_its_service(name: &ServiceRef, account: &AccountRef, may: &[AccountRef]) 
 }
 
 /// Sends an update in messages of bounded size; the last one says that it is the last. Whether the sidecar is there.
-async fn send_records(events: &Events, update: crate::feed::Update) -> bool {
+async fn send_records(events: &Events, update: crate::feed::Update, federation: FederationId) -> bool {
+    let federation = federation.as_bytes().to_vec();
     for removed in update.removed.chunks(REMOVED_MAX) {
         let removed = removed.iter().map(|digest| digest.0.to_vec()).collect();
-        if !send(events, Event::Records(Records { added: Vec::new(), removed, synced: false })).await {
+        if !send(
+            events,
+            Event::Records(Records { added: Vec::new(), removed, synced: false, federation: federation.clone() }),
+        )
+        .await
+        {
             return false;
         }
     }
     let (mut added, mut bytes) = (Vec::new(), 0);
     for raw in update.added {
         if added.len() >= MESSAGE_RECORDS_MAX || (bytes + raw.len() > MESSAGE_BYTES_MAX && !added.is_empty()) {
-            let full = Records { added: std::mem::take(&mut added), removed: Vec::new(), synced: false };
+            let full = Records {
+                added: std::mem::take(&mut added),
+                removed: Vec::new(),
+                synced: false,
+                federation: federation.clone(),
+            };
             bytes = 0;
             if !send(events, Event::Records(full)).await {
                 return false;
@@ -301,7 +318,7 @@ async fn send_records(events: &Events, update: crate::feed::Update) -> bool {
         bytes += raw.len();
         added.push(raw.to_vec());
     }
-    send(events, Event::Records(Records { added, removed: Vec::new(), synced: true })).await
+    send(events, Event::Records(Records { added, removed: Vec::new(), synced: true, federation })).await
 }
 
 async fn send(events: &Events, event: Event) -> bool {

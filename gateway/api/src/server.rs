@@ -240,8 +240,35 @@ fn operators_only(request: Request<()>) -> Result<Request<()>, Status> {
                 format!("uid {uid} may not manage this gateway: run this as root or as the gateway's own user");
             Err(Refusal::new(Kind::NotPermitted, "not_an_operator", message).into())
         }
-        Peer::Remote(_) => {
+        Peer::Remote { .. } => {
             Err(Refusal::new(Kind::NotPermitted, "not_here", "a gateway is managed over its Unix socket alone").into())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_operator_on_the_unix_socket_manages() {
+        let ask = |peer: Option<Peer>| {
+            let mut request = Request::new(());
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
+            operators_only(request).map(|_| ()).map_err(|status| (status.code(), status.message().to_owned()))
+        };
+        assert_eq!(ask(Some(Peer::Local { uid: 1000, operator: true })), Ok(()));
+        let (code, message) = ask(Some(Peer::Local { uid: 1001, operator: false })).expect_err("another user");
+        assert_eq!(code, tonic::Code::PermissionDenied);
+        assert!(message.contains("uid 1001"), "{message}");
+        assert_eq!(
+            ask(Some(Peer::Remote { peer: None, address: std::net::Ipv4Addr::LOCALHOST.into() }))
+                .expect_err("remote")
+                .0,
+            tonic::Code::PermissionDenied
+        );
+        assert_eq!(ask(None).expect_err("unknown").0, tonic::Code::Unauthenticated);
     }
 }

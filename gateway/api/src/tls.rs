@@ -1,6 +1,6 @@
 //! The TLS listener: handshakes side by side, each within its time, and every peer judged before its first request.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use federation_identity::{Verifier, now};
 use rustls::ServerConfig;
@@ -58,8 +58,8 @@ pub(crate) async fn accept(
         };
         while tasks.try_join_next().is_some() {}
         match accepted {
-            Ok((stream, _)) => {
-                let shake = shake(acceptor.clone(), stream, verifier.clone(), place);
+            Ok((stream, from)) => {
+                let shake = shake(acceptor.clone(), stream, from.ip().to_canonical(), verifier.clone(), place);
                 let connections = connections.clone();
                 tasks.spawn(async move {
                     let connection = shake.await;
@@ -80,6 +80,7 @@ pub(crate) async fn accept(
 async fn shake(
     acceptor: TlsAcceptor,
     stream: TcpStream,
+    address: IpAddr,
     verifier: Verifier,
     place: OwnedSemaphorePermit,
 ) -> Option<Accepted> {
@@ -111,5 +112,5 @@ async fn shake(
         },
     };
     metrics::handshake("ok");
-    Some(Connection::new(stream, Peer::Remote(peer), Some(life), place))
+    Some(Connection::new(stream, Peer::Remote { peer, address }, Some(life), place))
 }

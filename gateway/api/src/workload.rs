@@ -1,6 +1,8 @@
 //! Workload identity: who a workload is, it proves once; after that its SVID renews itself.
 
 use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,8 +15,12 @@ use tonic::{Request, Response, Status};
 
 use crate::{EnrolledBy, Kind, Peer, Refusal, metrics, server::Shared, tokens::anothers_account};
 
-/// Refused enrolments per second after which more are refused unseen: what guessing costs us stays bounded.
+/// Refused enrolments of one source per second after which more are refused unseen: guessing stays cheap for us.
 const REFUSED_PER_SECOND_MAX: u32 = 64;
+/// Most sources whose refusals are counted at once; beyond it all others count as one.
+const SOURCES_MAX: usize = 1024;
+/// What refusals are counted over.
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// The service; mounted on both listeners.
 #[derive(Clone)]
@@ -43,12 +49,12 @@ impl WorkloadIdentity for Service {
 
 impl Shared {
     async fn enrol(&self, peer: &Peer, request: EnrolRequest) -> Result<Identity, Refusal> {
-        self.refusals.room()?;
+        self.refusals.room(peer)?;
         let proved = self.attest(peer, &request).await;
         if let Err(refusal) = &proved
             && matches!(refusal.kind, Kind::NotProved | Kind::NotPermitted)
         {
-            self.refusals.note();
+            self.refusals.note(peer);
         }
         let (account, by) = proved?;
         let id = self.settings.trust_domain.account(&account);
@@ -78,7 +84,7 @@ impl Shared {
                     _ => Ok((account, EnrolledBy::Uid)),
                 }
             }
-            Peer::Remote(_) => {
+            Peer::Remote { .. } => {
                 let secret = request.token_secret.as_slice().try_into().map(TokenSecret);
                 let (Ok(id), Ok(secret)) = (request.token_id.as_slice().try_into().map(TokenId), secret) else {
                     let message = "a workload token has an id of 16 bytes and a secret of 32: give what `hanse workload token` printed";
@@ -153,15 +159,42 @@ fn claimed(request: &EnrolRequest) -> Result<Option<AccountRef>, Refusal> {
     Ok(Some(AccountRef { account: request.account.parse()?, namespace }))
 }
 
-/// Counts refused enrolments, a second at a time.
+/// Counts refused enrolments of each source, a second at a time. One who guesses does not keep others out.
 #[derive(Default)]
-pub(crate) struct Refusals(Mutex<Option<(Instant, u32)>>);
+pub(crate) struct Refusals(Mutex<BTreeMap<Source, (Instant, u32)>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    Uid(u32),
+    V4(Ipv4Addr),
+    /// The first 64 bits: who has one address of a network has all of them.
+    V6([u8; 8]),
+    /// Whoever comes when there is no room to tell them apart.
+    Other,
+}
+
+impl Source {
+    fn of(peer: &Peer) -> Self {
+        match peer {
+            Peer::Local { uid, .. } => Self::Uid(*uid),
+            Peer::Remote { address: IpAddr::V4(address), .. } => Self::V4(*address),
+            Peer::Remote { address: IpAddr::V6(address), .. } => {
+                let [a, b, c, d, e, f, g, h, ..] = address.octets();
+                Self::V6([a, b, c, d, e, f, g, h])
+            }
+        }
+    }
+}
 
 impl Refusals {
     /// Whether another may be tried now.
-    fn room(&self) -> Result<(), Refusal> {
-        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some((since, count)) if since.elapsed() < Duration::from_secs(1) && count >= REFUSED_PER_SECOND_MAX => {
+    fn room(&self, peer: &Peer) -> Result<(), Refusal> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let source = Source::of(peer);
+        let counted =
+            counts.get(&source).or_else(|| counts.get(&Source::Other).filter(|_| counts.len() >= SOURCES_MAX));
+        match counted {
+            Some((since, count)) if since.elapsed() < WINDOW && *count >= REFUSED_PER_SECOND_MAX => {
                 let message = "too many enrolments were refused just now: try again in a second";
                 Err(Refusal::new(Kind::NotReady, "too_many_refusals", message))
             }
@@ -169,12 +202,20 @@ impl Refusals {
         }
     }
 
-    fn note(&self) {
-        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *window {
-            Some((since, count)) if since.elapsed() < Duration::from_secs(1) => *count += 1,
-            _ => *window = Some((Instant::now(), 1)),
+    fn note(&self, peer: &Peer) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut source = Source::of(peer);
+        if !counts.contains_key(&source) && counts.len() >= SOURCES_MAX {
+            counts.retain(|_, (since, _)| since.elapsed() < WINDOW);
+            if counts.len() >= SOURCES_MAX {
+                source = Source::Other;
+            }
         }
+        let (since, count) = counts.entry(source).or_insert_with(|| (Instant::now(), 0));
+        if since.elapsed() >= WINDOW {
+            (*since, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
     }
 }
 
@@ -183,15 +224,33 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn guessing_is_slowed_and_then_let_in_again() {
+    async fn who_guesses_is_slowed_and_keeps_nobody_else_out() {
         let refusals = Refusals::default();
+        let remote = |address: &str| Peer::Remote { peer: None, address: address.parse().expect("address") };
+        let guesser = remote("2001:db8::1");
         for _ in 0..REFUSED_PER_SECOND_MAX {
-            refusals.room().expect("room");
-            refusals.note();
+            refusals.room(&guesser).expect("room");
+            refusals.note(&guesser);
         }
-        assert_eq!(refusals.room().expect_err("full").reason, "too_many_refusals");
-        tokio::time::advance(Duration::from_secs(1)).await;
-        refusals.room().expect("a second later");
+        assert_eq!(refusals.room(&guesser).expect_err("full").reason, "too_many_refusals");
+        assert!(refusals.room(&remote("2001:db8::ffff")).is_err(), "another address of the same network");
+        for other in [remote("2001:db8:0:1::1"), remote("10.0.0.1"), Peer::Local { uid: 0, operator: true }] {
+            refusals.room(&other).expect("another source");
+        }
+        tokio::time::advance(WINDOW).await;
+        refusals.room(&guesser).expect("a second later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_table_of_sources_stays_bounded() {
+        let refusals = Refusals::default();
+        for number in 0..10_000 {
+            refusals.note(&Peer::Local { uid: number, operator: false });
+        }
+        assert!(refusals.0.lock().expect("lock").len() <= SOURCES_MAX + 1);
+        assert!(refusals.room(&Peer::Local { uid: 20_000, operator: false }).is_err(), "a flood from everywhere");
+        tokio::time::advance(WINDOW).await;
+        refusals.room(&Peer::Local { uid: 20_000, operator: false }).expect("a second later");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use gateway_cli::Client;
+use tokio::task::JoinSet;
 
 use crate::child::{Process, until};
 
@@ -155,6 +156,12 @@ impl World {
         Ok(())
     }
 
+    /// A process that [`World::end`] does not know of.
+    pub(crate) fn stray(&self) -> Result<Process> {
+        let listen = free_tcp()?.to_string();
+        Process::start("a stray", &["demo", "--serve-http", &listen], &self.folder.path().join("stray.log"))
+    }
+
     /// Every process id that runs now.
     pub(crate) fn pids(&self) -> Vec<u32> {
         let gateways = self.clusters.values().map(|cluster| &cluster.gateway);
@@ -170,20 +177,34 @@ impl World {
         }
     }
 
-    /// Ends every process in order: sidecars, applications, gateways. The first error is kept, the rest still end.
+    /// Ends every process: workloads first, then gateways, each kind at once. The first error is kept, the rest still end.
     pub(crate) async fn end(&mut self) -> Result<()> {
-        let mut result = Ok(());
+        let mut processes = JoinSet::new();
         for (_, mut running) in std::mem::take(&mut self.workloads) {
-            result = result.and(running.sidecar.end().await);
-            if let Some(app) = &mut running.app {
-                result = result.and(app.end().await);
-            }
+            processes.spawn(async move {
+                let sidecar = running.sidecar.end().await;
+                match &mut running.app {
+                    Some(app) => sidecar.and(app.end().await),
+                    None => sidecar,
+                }
+            });
         }
+        let mut result = all(processes).await;
+        let mut processes = JoinSet::new();
         for (_, mut cluster) in std::mem::take(&mut self.clusters) {
-            result = result.and(cluster.gateway.end().await);
+            processes.spawn(async move { cluster.gateway.end().await });
         }
+        result = result.and(all(processes).await);
         result
     }
+}
+
+async fn all(mut processes: JoinSet<Result<()>>) -> Result<()> {
+    let mut result = Ok(());
+    while let Some(ended) = processes.join_next().await {
+        result = result.and(ended?);
+    }
+    result
 }
 
 impl Cluster {

@@ -47,3 +47,13 @@ fn every_claim_holds() {
         assert!(claim["ms"].is_u64(), "{claim}");
     }
 }
+
+/// The campaign breaks all twelve; here one of each kind that fails quickly.
+#[test]
+fn a_broken_claim_fails() {
+    for claim in ["join", "join-replay-refused"] {
+        let (output, claims) = demo(&["--sabotage", claim]);
+        assert!(failed(&claims).contains(&claim), "{claim}: {claims:#?}");
+        assert_eq!(output.status.code(), Some(1), "{claim}");
+    }
+}

@@ -11,12 +11,12 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{Core, metrics};
 
-/// A place among those that have not proved who they are; `None` when all are taken, and the stream is dropped unheard.
+/// A place among those that have not proved who they are; `None` when all are taken. The stream is then dropped unheard
+/// and counted, with neither log line nor event: whoever floods must not fill those too.
 pub(crate) fn place(core: &Core) -> Option<OwnedSemaphorePermit> {
     let place = Arc::clone(&core.unproved).try_acquire_owned().ok();
     if place.is_none() {
         metrics::unheard();
-        tracing::debug!(reason = "overloaded", "connection dropped unheard");
     }
     place
 }

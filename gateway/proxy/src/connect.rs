@@ -176,15 +176,16 @@ pub(crate) async fn carry<S: Stream>(core: &Arc<Core>, mut client: S, opened: Op
         }
     };
     // The answer and the end of the stream can come in one poll; the answer says more.
-    if !permitted && matches!(outcome, Ok(End::Broken(_) | End::Closed)) {
-        if let Ok(said) = answer.try_recv() {
-            match understood(Some(said)) {
-                Ok(instance) => {
-                    permitted = true;
-                    settle(core, &connection, instance);
-                }
-                Err(refused) => outcome = Err(refused),
+    if !permitted
+        && matches!(outcome, Ok(End::Broken(_) | End::Closed))
+        && let Ok(said) = answer.try_recv()
+    {
+        match understood(Some(said)) {
+            Ok(instance) => {
+                permitted = true;
+                settle(core, &connection, instance);
             }
+            Err(refused) => outcome = Err(refused),
         }
     }
     if !matches!(outcome, Ok(End::Closed)) {

@@ -395,3 +395,44 @@ impl Drop for Registered {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::world::registered;
+
+    #[test]
+    fn a_connection_leaves_with_its_guard_and_so_does_its_exporter() {
+        let registry = Arc::new(Connections::new(2));
+        let (one, other) = (registered(&registry), registered(&registry));
+        registry.export(&one, [1; 32]);
+        assert_eq!(registry.by_exporter(&[1; 32]).map(|found| found.id), Some(one.id));
+        assert_eq!((registry.count(), registry.list().len()), (2, 2));
+        drop(one);
+        assert!(registry.by_exporter(&[1; 32]).is_none());
+        assert_eq!(registry.list()[0].id, other.id);
+        drop(other);
+        assert_eq!((registry.count(), registry.table().counts), (0, [0; 3]));
+    }
+
+    #[tokio::test]
+    async fn the_first_reason_to_end_counts() {
+        let registry = Arc::new(Connections::new(1));
+        let connection = registered(&registry);
+        assert!(connection.summary().pending && !connection.was_cut());
+        assert!(connection.cut(Cut::Expired));
+        assert!(!connection.cut(Cut::Shutdown));
+        assert_eq!(connection.ended().await, Cut::Expired);
+    }
+
+    #[tokio::test]
+    async fn only_what_is_due_earlier_wakes_the_enforcer() {
+        let registry = Connections::new(1);
+        registry.sleeps(Timestamp::from_secs(100));
+        registry.due(Timestamp::from_secs(100));
+        let woken = || tokio::time::timeout(std::time::Duration::from_millis(10), registry.earlier.notified());
+        assert!(woken().await.is_err());
+        registry.due(Timestamp::from_secs(99));
+        assert!(woken().await.is_ok());
+    }
+}

@@ -22,6 +22,8 @@ use crate::{
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// Shortest sleep, so that clocks that disagree by a hair cannot make it spin.
 const SLEEP_MIN: Duration = Duration::from_millis(5);
+/// When to look again after renewals were started or put off.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Connections judged before others get their turn.
 const TURN: usize = 1_000;
 
@@ -120,9 +122,10 @@ fn sweep(core: &Arc<Core>, renewals: &mut JoinSet<()>) -> Timestamp {
         next = next.min(deadline).min(if now >= renew_at { Timestamp::MAX } else { renew_at });
     }
     if due {
+        // Those that could not be renewed yet were scheduled anew; the next look sees when.
+        next = next.min(now.after(LOOK_AGAIN));
         let room = RENEWALS_MAX.saturating_sub(renewals.len());
         for group in renewal::due(core, now, room) {
-            next = next.min(group.again_at());
             let core = Arc::clone(core);
             renewals.spawn(async move { renewal::renew(&core, group).await });
         }

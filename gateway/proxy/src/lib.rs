@@ -90,6 +90,7 @@ pub(crate) struct Core {
     pub(crate) connections: Arc<Connections>,
     pub(crate) unproved: Arc<Semaphore>,
     pub(crate) seen: seen::Seen,
+    pub(crate) unproved_lines: report::Lines,
     /// Whether somebody cuts what is to be cut. Without it nothing is let through.
     pub(crate) enforcing: AtomicBool,
 }
@@ -103,6 +104,7 @@ impl Proxy {
             connections: Arc::new(Connections::new(limits.connections)),
             unproved: Arc::new(Semaphore::new(limits.handshakes.min(Semaphore::MAX_PERMITS))),
             seen: seen::Seen::default(),
+            unproved_lines: report::Lines::default(),
             enforcing: AtomicBool::new(false),
         }))
     }

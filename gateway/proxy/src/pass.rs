@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use federation_identity::{now, passthrough};
 use federation_model::{ClusterId, DenialReason, SpiffeId, VerifiedPeer};
-use tokio::{io::AsyncWriteExt, time::timeout};
+use tokio::{io::AsyncWriteExt, sync::OwnedSemaphorePermit, time::timeout};
 
 use crate::{
     Core, accept,
@@ -21,8 +21,12 @@ use crate::{
 
 pub(crate) async fn pass(core: &Arc<Core>, mut client: BoxStream, from: Option<(ClusterId, VerifiedPeer)>) {
     let member = from.as_ref().map(|(member, _)| *member);
+    let Some(place) = accept::place(core) else {
+        client.reset();
+        return;
+    };
     let mut asked = Asked::new(Direction::Passage, member);
-    match admit(core, &mut client, from, &mut asked).await {
+    match admit(core, &mut client, from, place, &mut asked).await {
         Ok((connection, mut server)) => {
             connection.live();
             core.report_permitted(&connection);
@@ -57,11 +61,9 @@ async fn admit(
     core: &Arc<Core>,
     client: &mut BoxStream,
     from: Option<(ClusterId, VerifiedPeer)>,
+    place: OwnedSemaphorePermit,
     asked: &mut Asked,
 ) -> Result<(Registered, BoxStream), Refusal> {
-    let Some(place) = accept::place(core) else {
-        return Err(Refusal::new(DenialReason::Overloaded, None, ""));
-    };
     let greeting = greet(core, client).await?;
     let (header, service) = (&greeting.header, &greeting.service);
     asked.connection = Some(header.connection);
@@ -73,7 +75,7 @@ async fn admit(
     let service = law.service(service, Some(signed.id()))?;
     let (member, session) = from.unzip();
     let passage = law.passage(&signed, session.as_ref(), &service, now)?;
-    fresh(core, &greeting, signed.id())?;
+    fresh(core, Direction::Passage, &greeting, signed.id())?;
     drop(place);
 
     let connection = core.register(Registration {
@@ -150,8 +152,8 @@ pub(crate) fn prove(core: &Core, greeting: &Greeting) -> Result<VerifiedPeer, Re
 }
 
 /// Refuses a greeting that was presented here before.
-pub(crate) fn fresh(core: &Core, greeting: &Greeting, source: &SpiffeId) -> Result<(), Refusal> {
-    if core.seen.first(greeting.header.connection, now()) {
+pub(crate) fn fresh(core: &Core, direction: Direction, greeting: &Greeting, source: &SpiffeId) -> Result<(), Refusal> {
+    if core.seen.first(greeting.header.connection, direction, now()) {
         return Ok(());
     }
     Err(Refusal::new(DenialReason::WrongProof, Some(source), &greeting.service)

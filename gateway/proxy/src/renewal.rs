@@ -37,14 +37,6 @@ pub(crate) struct Group {
     server: SpiffeId,
     instance: InstanceId,
     members: Vec<Arc<Connection>>,
-    again_at: Timestamp,
-}
-
-impl Group {
-    /// When its members are looked at again if this attempt comes to nothing.
-    pub(crate) fn again_at(&self) -> Timestamp {
-        self.again_at
-    }
 }
 
 /// The far end of a group.
@@ -85,14 +77,12 @@ pub(crate) fn due(core: &Core, now: Timestamp, room: usize) -> Vec<Group> {
     for ((_, instance, server), (due, members)) in groups {
         for part in members.chunks(RENEWS_MAX).filter(|_| due) {
             let Some(first) = part.first().filter(|_| found.len() < room) else { break };
-            let mut again_at = Timestamp::MAX;
             for member in part {
                 let mut state = member.state();
                 state.renew_at = next(now, state.deadline);
-                again_at = again_at.min(state.renew_at);
             }
             let (service, members) = (first.service.clone(), part.to_vec());
-            found.push(Group { service, server: server.clone(), instance, members, again_at });
+            found.push(Group { service, server: server.clone(), instance, members });
         }
     }
     found

@@ -1,6 +1,9 @@
 //! What happened to a connection, told once: to the log, the metrics and the audit log.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use federation_model::{ClusterId, ConnectionId, Digest};
 use tokio::time::Instant;
@@ -30,6 +33,26 @@ impl Asked {
     }
 }
 
+/// Log lines about callers that proved nothing, in one second. What is past it is counted and audited all the same.
+const UNPROVED_LINES_MAX: u32 = 20;
+
+/// Keeps strangers from filling the log.
+#[derive(Default)]
+pub(crate) struct Lines(Mutex<(u64, u32)>);
+
+impl Lines {
+    /// Whether one more line may be written in this second.
+    fn take(&self) -> bool {
+        let second = federation_identity::now().as_secs();
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.0 != second {
+            *held = (second, 0);
+        }
+        held.1 += 1;
+        held.1 <= UNPROVED_LINES_MAX
+    }
+}
+
 /// How a live connection ended.
 pub(crate) enum End {
     Closed,
@@ -43,18 +66,20 @@ impl Core {
         let denial = &refusal.denial;
         let audit: AuditId = rand::random();
         let reason = denial.reason.as_str();
-        let shown = denial.source.as_ref().map(ToString::to_string);
-        info!(
-            peer.spiffe_id = shown.as_deref().unwrap_or("unproved"),
-            service = %denial.destination,
-            direction = asked.direction.as_str(),
-            connection = asked.connection.map(|id| id.to_string()),
-            cluster = asked.from.map(|id| id.short()),
-            reason,
-            check = refusal.word,
-            detail = %refusal.detail,
-            "connection denied"
-        );
+        if denial.source.is_some() || self.unproved_lines.take() {
+            let shown = denial.source.as_ref().map(ToString::to_string);
+            info!(
+                peer.spiffe_id = shown.as_deref().unwrap_or("unproved"),
+                service = %denial.destination,
+                direction = asked.direction.as_str(),
+                connection = asked.connection.map(|id| id.to_string()),
+                cluster = asked.from.map(|id| id.short()),
+                reason,
+                check = refusal.word,
+                detail = %refusal.detail,
+                "connection denied"
+            );
+        }
         metrics::decided(asked.direction, "denied", reason, asked.since);
         self.inputs.audit.record(AccessEvent {
             audit,

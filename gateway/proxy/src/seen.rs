@@ -11,10 +11,13 @@ use std::{
 
 use federation_model::{ConnectionId, Timestamp};
 
-use crate::limits::SEEN_MAX;
+use crate::{connections::Direction, limits::SEEN_MAX};
 
 /// How long a header can be presented: five minutes of clock difference either way.
 const WINDOW: Duration = Duration::from_secs(600);
+
+/// A process that both passes on and serves meets one id twice, rightly.
+type Key = (ConnectionId, Direction);
 
 #[derive(Default)]
 pub(crate) struct Seen(Mutex<Generations>);
@@ -22,21 +25,22 @@ pub(crate) struct Seen(Mutex<Generations>);
 #[derive(Default)]
 struct Generations {
     since: Timestamp,
-    newer: HashSet<ConnectionId>,
-    older: HashSet<ConnectionId>,
+    newer: HashSet<Key>,
+    older: HashSet<Key>,
 }
 
 impl Seen {
     /// Takes note of an id whose signature was verified; `false` if it was here before.
     ///
     /// Past [`SEEN_MAX`] ids the older ones are forgotten early.
-    pub(crate) fn first(&self, id: ConnectionId, now: Timestamp) -> bool {
+    pub(crate) fn first(&self, id: ConnectionId, direction: Direction, now: Timestamp) -> bool {
+        let key = (id, direction);
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if now.since(held.since) >= WINDOW || held.newer.len() >= SEEN_MAX / 2 {
             held.older = std::mem::take(&mut held.newer);
             held.since = now;
         }
-        !held.older.contains(&id) && held.newer.insert(id)
+        !held.older.contains(&key) && held.newer.insert(key)
     }
 }
 
@@ -54,11 +58,12 @@ mod tests {
     fn an_id_works_once_while_its_header_could_be_presented() {
         let seen = Seen::default();
         let start = Timestamp::from_secs(1_800_000_000);
-        assert!(seen.first(id(1), start));
-        assert!(!seen.first(id(1), start));
-        assert!(!seen.first(id(1), start.after(Duration::from_secs(599))));
-        assert!(seen.first(id(2), start.after(Duration::from_secs(599))));
-        assert!(!seen.first(id(2), start.after(Duration::from_secs(1198))));
+        assert!(seen.first(id(1), Direction::Inbound, start));
+        assert!(!seen.first(id(1), Direction::Inbound, start));
+        assert!(seen.first(id(1), Direction::Passage, start));
+        assert!(!seen.first(id(1), Direction::Inbound, start.after(Duration::from_secs(599))));
+        assert!(seen.first(id(2), Direction::Inbound, start.after(Duration::from_secs(599))));
+        assert!(!seen.first(id(2), Direction::Inbound, start.after(Duration::from_secs(1198))));
     }
 
     #[test]
@@ -66,7 +71,7 @@ mod tests {
         let seen = Seen::default();
         let now = Timestamp::from_secs(1_800_000_000);
         for n in 0..(SEEN_MAX as u32 * 2) {
-            assert!(seen.first(id(n), now));
+            assert!(seen.first(id(n), Direction::Inbound, now));
         }
         let held = seen.0.lock().unwrap();
         assert!(held.newer.len() + held.older.len() <= SEEN_MAX);

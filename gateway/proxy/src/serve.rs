@@ -1,14 +1,11 @@
 //! In to an application: sni → handshake → authorize → route → dial → splice. mTLS ends here, and so does doubt: the
 //! identity is TLS's, and the permit is the destination's own.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use federation_identity::now;
 use federation_model::{DenialReason, Service};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, sync::OwnedSemaphorePermit, time::timeout};
 use tokio_rustls::server::TlsStream;
 
 use crate::{
@@ -23,15 +20,10 @@ use crate::{
     report::{Asked, End},
     route::{Next, Route},
     splice::splice,
-    stream::{BoxStream, Rewound, Stream},
+    stream::{BoxStream, Rewound, Stream, farewell},
 };
 
 type Tls = TlsStream<Rewound<BoxStream>>;
-
-/// How long a refused caller may take to read why, and how much of what it sends is read meanwhile: closing with bytes
-/// unread would reset the connection and take the denial with it.
-const FAREWELL: Duration = Duration::from_secs(2);
-const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
 
 /// What an admitted stream is for.
 enum Admitted {
@@ -44,9 +36,13 @@ enum Admitted {
 /// A refusal, with the stream in which it can be told if TLS was up.
 type Turned = (Refusal, Option<Box<Tls>>);
 
-pub(crate) async fn serve(core: &Arc<Core>, stream: BoxStream) {
+pub(crate) async fn serve(core: &Arc<Core>, mut stream: BoxStream) {
+    let Some(place) = accept::place(core) else {
+        stream.reset();
+        return;
+    };
     let mut asked = Asked::new(Direction::Inbound, None);
-    match admit(core, stream, &mut asked).await {
+    match admit(core, stream, place, &mut asked).await {
         Ok(Admitted::Renewal) => {}
         Ok(Admitted::Live(connection, mut client, mut application)) => {
             let end = tokio::select! {
@@ -69,11 +65,13 @@ pub(crate) async fn serve(core: &Arc<Core>, stream: BoxStream) {
     }
 }
 
-async fn admit(core: &Arc<Core>, mut stream: BoxStream, asked: &mut Asked) -> Result<Admitted, Turned> {
+async fn admit(
+    core: &Arc<Core>,
+    mut stream: BoxStream,
+    place: OwnedSemaphorePermit,
+    asked: &mut Asked,
+) -> Result<Admitted, Turned> {
     let untold = |refusal: Refusal| (refusal, None);
-    let Some(place) = accept::place(core) else {
-        return Err(untold(Refusal::new(DenialReason::Overloaded, None, "")));
-    };
     let greeting = match pass::greet(core, &mut stream).await {
         Ok(greeting) => greeting,
         Err(refusal) => {
@@ -84,7 +82,7 @@ async fn admit(core: &Arc<Core>, mut stream: BoxStream, asked: &mut Asked) -> Re
     let (name, id, instance) = (greeting.service.clone(), greeting.header.connection, greeting.header.instance);
     asked.connection = Some(id);
     let checked = pass::prove(core, &greeting).and_then(|signed| {
-        pass::fresh(core, &greeting, signed.id())?;
+        pass::fresh(core, Direction::Inbound, &greeting, signed.id())?;
         Ok(signed)
     });
     let signed = match checked {
@@ -120,7 +118,7 @@ async fn admit(core: &Arc<Core>, mut stream: BoxStream, asked: &mut Asked) -> Re
     let permitted = |renewed| Answer::Permit { version: VERSION, instance: own, features: 0, renewed }.encode();
     if !opening.renews.is_empty() {
         let renewed = renewal::moved(core, &client, deadline, &service, &opening.renews);
-        say_goodbye(*tls, &permitted(renewed)).await;
+        farewell(*tls, &permitted(renewed)).await;
         return Ok(Admitted::Renewal);
     }
     let registered = core.register(Registration {
@@ -205,17 +203,5 @@ async fn judge(
 /// Tells a caller why, in the stream that it opened.
 async fn refuse(tls: Tls, refusal: &Refusal, audit: AuditId) {
     let reason = refusal.denial.reason.as_str().to_owned();
-    say_goodbye(tls, &Answer::Denial { reason, detail: refusal.detail.clone(), audit }.encode()).await;
-}
-
-/// Sends the last frame and lets the caller read it.
-async fn say_goodbye(mut tls: Tls, frame: &[u8]) {
-    let farewell = async {
-        tls.write_all(frame).await?;
-        tls.shutdown().await?;
-        let mut rest = (&mut tls).take(FAREWELL_BYTES_MAX);
-        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
-    };
-    // Whether it listens is the caller's own affair.
-    let _ = timeout(FAREWELL, farewell).await;
+    farewell(tls, &Answer::Denial { reason, detail: refusal.detail.clone(), audit }.encode()).await;
 }

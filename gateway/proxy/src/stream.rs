@@ -4,11 +4,13 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf},
     net::{TcpStream, UnixStream},
+    time::timeout,
 };
 
 /// A byte stream that can end in two ways: finished, or broken off.
@@ -78,6 +80,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Foreign<S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
     }
+}
+
+/// How long one who was refused may take to read why, and how much of what it sends is read meanwhile.
+const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
+
+/// Sends last bytes and lets the other end read them: closing with bytes unread would reset the connection, and take
+/// what was sent with it.
+pub(crate) async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, bytes: &[u8]) {
+    let said = async {
+        stream.write_all(bytes).await?;
+        stream.shutdown().await?;
+        let mut rest = (&mut stream).take(FAREWELL_BYTES_MAX);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    // Whether it listens is its own affair.
+    let _ = timeout(FAREWELL, said).await;
 }
 
 /// A stream whose first bytes were read already and are given again.

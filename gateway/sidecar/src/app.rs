@@ -28,6 +28,8 @@ use crate::{
 const REFUSED_MAX: usize = 1024;
 /// How long live connections may take to end after SIGTERM.
 const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+/// How often it is looked whether they have.
+const DRAIN_STEP: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// Runs a sidecar until it is told to end.
 ///
@@ -190,7 +192,12 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     tracing::info!(?signal, connections = proxy.connections().count(), "ending");
     stop.cancel();
     proxy.cut_where(&gateway_proxy::Cut::Shutdown, |_| true);
-    let _ = tokio::time::timeout(DRAIN_LIMIT, async { while tasks.join_next().await.is_some() {} }).await;
+    // Those that were cut still tell their ends so; the kernel does the rest.
+    let deadline = tokio::time::Instant::now() + DRAIN_LIMIT;
+    while proxy.connections().count() > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(DRAIN_STEP).await;
+    }
+    tasks.shutdown().await;
     Ok(())
 }
 

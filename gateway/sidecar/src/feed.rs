@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use federation_identity::{LiveSvid, Verifier};
-use federation_model::{ConnectionId, Digest, InstanceId, NamespaceName, ServiceName, Snapshot};
+use federation_model::{ConnectionId, Digest, FederationId, InstanceId, NamespaceName, ServiceName, Snapshot};
 use proto::workload::{
     Extend, FeedEvent, FeedRequest, Subscribe, discovery_client::DiscoveryClient, feed_event::Event,
     feed_request::Request,
@@ -144,6 +144,13 @@ impl Feed {
     async fn take(&mut self, event: FeedEvent, records: &mut Records, synced: &mut bool) {
         match event.event {
             Some(Event::Records(update)) => {
+                if let Ok(federation) = FederationId::try_from(update.federation.as_slice())
+                    && federation != records.federation()
+                {
+                    tracing::info!(%federation, "the cluster joined another federation");
+                    self.home.federation = federation;
+                    *records = Records::new(self.home.cluster, self.home.replication_key, federation);
+                }
                 let removed: Vec<Digest> =
                     update.removed.iter().filter_map(|digest| digest.as_slice().try_into().ok().map(Digest)).collect();
                 records.remove(&removed);

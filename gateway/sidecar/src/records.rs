@@ -121,3 +121,6 @@ enum Verdict {
     Refused,
     UnknownWriter(Envelope),
 }
+
+#[cfg(test)]
+mod tests;

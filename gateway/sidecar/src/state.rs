@@ -64,7 +64,7 @@ impl State {
     }
 
     pub(crate) fn keep_records(&self, added: Vec<Vec<u8>>) -> Result<()> {
-        let records = proto::workload::Records { added, removed: Vec::new(), synced: true };
+        let records = proto::workload::Records { added, removed: Vec::new(), synced: true, federation: Vec::new() };
         self.write("records", &records.encode_to_vec())
     }
 

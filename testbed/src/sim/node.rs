@@ -35,8 +35,10 @@ pub(crate) struct Node {
     pub(crate) acked: BTreeSet<RecordId>,
     /// How far it was at its last publication; it may not fall behind that.
     pub(crate) reached: Vector,
-    /// Whether its disk was set back without its knowing everything it wrote since.
+    /// Whether its disk was set back and it was told so, but did not start since.
     pub(crate) restored: bool,
+    /// Lowest epoch that it may write to, kept on its disk.
+    pub(crate) floor: u64,
 }
 
 impl Node {
@@ -55,6 +57,7 @@ impl Node {
             acked: BTreeSet::new(),
             reached: Vector::default(),
             restored: false,
+            floor: 1,
         }
     }
 
@@ -69,8 +72,9 @@ impl Node {
             None => Replica::new(self.id, federation),
         };
         replica.load(self.disk.iter().cloned());
+        replica.set_floor(self.floor);
         if std::mem::take(&mut self.restored) {
-            replica.break_continuity();
+            self.floor = replica.break_continuity();
         }
         self.replica = Some(replica);
     }

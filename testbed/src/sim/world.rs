@@ -210,7 +210,8 @@ impl World {
             Event::Step(number) => self.step(number)?,
             Event::Deliver { from, to, session, message } => self.deliver(from, to, session, message),
             Event::Write => {
-                self.random_write()?;
+                let number = self.random.random_range(0..self.nodes.len());
+                self.random_write(number)?;
                 if !self.calm {
                     let ms = self.random.random_range(20..400);
                     self.after(ms, Event::Write);
@@ -224,7 +225,13 @@ impl World {
                 }
             }
             Event::Join(number) => self.join(number)?,
-            Event::Restart(number) => self.restart(number)?,
+            Event::Restart(number) => {
+                self.restart(number)?;
+                if !self.calm && self.random.random_bool(0.4) {
+                    // Somebody who was not answered before the crash tries again at once, before any peer is heard.
+                    self.random_write(number)?;
+                }
+            }
             Event::Mend(pair) => {
                 if self.cut.remove(&pair) {
                     self.tell(|_| format!("link c{}-c{} is mended", pair.0, pair.1));
@@ -269,6 +276,7 @@ impl World {
 
     /// Who joins or founds says its terms and publishes its bundle.
     fn introduce(&mut self, number: usize) -> Result<()> {
+        self.drain(number)?;
         let accept = if self.random.random_bool(0.3) { Accept::Own } else { Accept::Federation };
         self.write(number, Audience::Law, Body::Terms(MemberTerms { accept, endpoints: Vec::new() }), true)?;
         self.drain(number)?;
@@ -346,10 +354,16 @@ impl World {
     fn restore(&mut self, number: usize) {
         self.crash(number);
         self.figures.restores += 1;
-        let keep = {
-            let total = self.node(number).disk.len();
-            self.random.random_range(total / 2..=total)
+        // An older disk, but not from before it was a member.
+        let id = candidate(number).id;
+        let disk = &self.node(number).disk;
+        let admits = |record: &Authentic<Record>| match &record.value().body {
+            Body::Founding(candidate) | Body::Admission(Admission { candidate, .. }) => candidate.id == id,
+            _ => false,
         };
+        let total = disk.len();
+        let least = disk.iter().position(admits).map_or(total, |at| at + 1).max(total / 2);
+        let keep = self.random.random_range(least..=total);
         self.tell(|_| format!("c{number} is restored to its first {keep} records"));
         let elsewhere: BTreeSet<_> = self
             .nodes
@@ -480,6 +494,11 @@ impl World {
             self.node(number).pending.extend(effects);
         }
         let node = self.node(number);
+        if !node.pending.is_empty() && !self.calm && self.random.random_bool(0.005) {
+            self.crash(number);
+            return Ok(());
+        }
+        let node = self.node(number);
         if !node.pending.is_empty() || !node.inbox.is_empty() {
             let ms = self.random.random_range(0..3);
             self.wake(number, ms);
@@ -582,8 +601,7 @@ impl World {
 
     // Writing and signing.
 
-    fn random_write(&mut self) -> Result<()> {
-        let number = self.random.random_range(0..self.nodes.len());
+    fn random_write(&mut self, number: usize) -> Result<()> {
         let node = self.node(number);
         // A cluster writes when it is done with what came before.
         if !node.is_up() || !node.pending.is_empty() {
@@ -596,7 +614,18 @@ impl World {
             self.equivocate(number)?;
         }
         let sees_others = self.random.random_bool(0.9);
-        self.write(number, audience, body, sees_others)
+        self.write(number, audience, body, sees_others)?;
+        if !self.calm && self.random.random_bool(0.08) {
+            // A crash between two effects of a write is what tells whether their order is right.
+            let effects = self.node(number).pending.len();
+            let done = self.random.random_range(0..=effects);
+            for _ in 0..done {
+                let effect = self.node(number).pending.pop_front().context("an effect that was counted")?;
+                self.carry_out(number, effect)?;
+            }
+            self.crash(number);
+        }
+        Ok(())
     }
 
     /// Signs a second record for the place of the next one and shows it to one peer, sometimes with another behind it.

@@ -215,6 +215,9 @@ fn a_candidate_is_who_its_root_and_key_make_it() {
     let key = crate::testing::Key::p256();
     let mut spec = Spec::ca("east.mesh.internal", "root", "root", &key);
     assert_eq!(with_root(spec.sign(&key)), Ok(()));
+    let mut huge = spec.clone();
+    huge.put(14, false, crate::testing::der(0x04, &[0; 17_000]));
+    assert_eq!(with_root(huge.sign(&key)), Err("candidate_root"), "of 17,000 bytes");
     spec.put(SAN, false, san(&[uri("spiffe://east.mesh.internal/ca")]));
     assert_eq!(with_root(spec.sign(&key)), Err("candidate_root"), "with a path");
 }

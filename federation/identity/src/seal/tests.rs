@@ -76,6 +76,16 @@ fn sealed_values_are_those_of_the_published_vector() {
 }
 
 #[test]
+fn keys_for_other_purposes_tell_nothing_of_the_key_nor_of_each_other() {
+    let kek = Kek::from_bytes([3; 32]);
+    let derived = kek.derive("one");
+    assert_eq!(derived, Kek::from_bytes([3; 32]).derive("one"), "the same at each start");
+    assert_ne!(derived, kek.derive("two"));
+    assert_ne!(derived, Kek::from_bytes([4; 32]).derive("one"));
+    assert_ne!(*derived, [3; 32]);
+}
+
+#[test]
 fn secrets_have_no_text() {
     assert_eq!(format!("{:?}", Kek::generate()), "Kek(hidden)");
 }

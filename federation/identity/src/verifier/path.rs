@@ -48,18 +48,16 @@ pub(super) fn find<'a>(
     if roots.trust.is_empty() {
         return Err(SvidError::NoRoots(id.trust_domain().clone()));
     }
-    // A presented root is no link of the path: the root that counts is our own copy.
-    let links: Vec<&Certificate<'_>> = issuers.iter().filter(|one| !one.is_self_issued()).collect();
     #[cfg(test)]
     if !checks::enabled("path") {
         return Ok(Path {
             issuer_key: Digest::ZERO,
-            issuers: links,
+            issuers: issuers.iter().collect(),
             root_not_before: Timestamp::ZERO,
             root_not_after: Timestamp::MAX,
         });
     }
-    let intermediates: Vec<CertificateDer<'_>> = links.iter().map(|link| CertificateDer::from(link.der)).collect();
+    let intermediates: Vec<CertificateDer<'_>> = issuers.iter().map(|one| CertificateDer::from(one.der)).collect();
     let der = CertificateDer::from(leaf.der);
     let end = EndEntityCert::try_from(&der).map_err(|error| explain(error, leaf, id, now))?;
     // Whole seconds, rounded up: a certificate ends with the first millisecond of the second that it names.
@@ -68,10 +66,12 @@ pub(super) fn find<'a>(
         .verify_for_usage(ALGORITHMS, &roots.trust, &intermediates, time, AnyPurpose, None, None)
         .map_err(|error| explain(error, leaf, id, now))?;
 
-    let along: Vec<&Certificate<'_>> = found
+    // Each certificate that was used, as it was read; one that was not read cannot be checked.
+    let along: Option<Vec<&Certificate<'_>>> = found
         .intermediate_certificates()
-        .filter_map(|used| links.iter().find(|link| link.der == used.der().as_ref()).copied())
+        .map(|used| issuers.iter().find(|one| one.der == used.der().as_ref()))
         .collect();
+    let along = along.ok_or_else(|| SvidError::Path("a certificate of the path was not presented".to_owned()))?;
     let anchor = found.anchor();
     let same = |index: &usize| {
         roots.trust.get(*index).is_some_and(|root| {

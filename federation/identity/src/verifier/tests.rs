@@ -120,9 +120,20 @@ fn what_was_remembered_ends_with_its_certificates() {
     assert!(verifier.tls_peer(web.chain(), web.not_after()).is_ok());
     let late = web.not_after().after(Duration::from_millis(1));
     assert_eq!(verifier.tls_peer(web.chain(), late).expect_err("ended").reason(), "expired");
+    assert!(verifier.tls_peer(web.chain(), now()).is_ok());
     let early = web.not_before().before(Duration::from_secs(2));
     assert_eq!(verifier.tls_peer(web.chain(), early).expect_err("not begun").reason(), "not_yet_valid");
     assert!(verifier.tls_peer(web.chain(), now()).is_ok());
+}
+
+#[test]
+fn no_two_chains_are_remembered_as_one() {
+    let digest = |chain: &[&[u8]]| {
+        let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(*der)).collect();
+        chain_digest(&chain)
+    };
+    let alike = [digest(&[b"ab"]), digest(&[b"a", b"b"]), digest(&[b"b", b"a"]), digest(&[b"ab", b""]), digest(&[])];
+    assert_eq!(alike.iter().collect::<BTreeSet<_>>().len(), alike.len());
 }
 
 #[test]
@@ -250,6 +261,19 @@ fn an_authority_comes_back_from_its_keys_and_from_no_others() {
     let east: TrustDomain = "east.mesh.internal".parse().expect("domain");
     assert!(LocalSigner::from_keys(&east, &name, keys.clone()).is_err(), "another trust domain");
     assert_eq!(format!("{keys:?}"), "AuthorityKeys(hidden)");
+}
+
+#[test]
+fn an_authority_whose_chain_does_not_hold_together_signs_nothing() {
+    let (name, domain) = ("west".parse().expect("name"), "west.mesh.internal".parse().expect("domain"));
+    let (_, mut keys) = LocalSigner::generate(&domain, &name, now()).expect("generate");
+    let (_, others) = LocalSigner::generate(&domain, &name, now()).expect("generate");
+    keys.root_key = others.root_key.clone();
+    keys.root_certificate = others.root_certificate.clone();
+    let mixed = LocalSigner::from_keys(&domain, &name, keys).expect("each key fits its certificate");
+    let id = "spiffe://west.mesh.internal/ns/a/sa/b".parse().expect("id");
+    let outcome = mixed.sign_svid(&id, &SvidKey::generate().csr(), Duration::from_secs(60), now());
+    assert_eq!(outcome.expect_err("unfit").reason(), "unfit");
 }
 
 #[test]

@@ -48,6 +48,12 @@ pub(crate) async fn join(shared: &Arc<Shared>, text: &str) -> Result<JoinSummary
     let connection = reach(shared, &token).await?;
     let exchanged = tokio::time::timeout(JOIN_TIME_MAX, exchange(shared, &token, &connection)).await;
     let exchanged = exchanged.unwrap_or_else(|_| Err(wire_error(&token, WireError::TimedOut(JOIN_TIME_MAX))));
+    // In TLS 1.3 the one that dials is done before the other has judged it: that verdict may come this late.
+    let verdict = connection.close_reason().and_then(|reason| by_identity(shared, &token, &reason));
+    let exchanged = exchanged.map_err(|error| match error {
+        JoinError::Wire { .. } => verdict.unwrap_or(error),
+        error => error,
+    });
     connection.close(code::DONE, b"done");
     let (federation, issuer, records) = exchanged?;
     take_up(shared, &token, federation, records).await?;
@@ -115,15 +121,21 @@ fn by_identity(shared: &Shared, token: &JoinToken, error: &ConnectionError) -> O
         ConnectionError::TransportError(error) if is_crypto(error.code) => {
             Some(JoinError::Pin { issuer: token.issuer.clone(), detail: printable(&error.reason) })
         }
-        ConnectionError::ConnectionClosed(close) if is_crypto(close.error_code) => Some(JoinError::Refused {
-            issuer: token.issuer.clone(),
-            reason: "handshake".into(),
-            detail: format!(
-                "it does not let this edge in: the token is no longer open there, or a member there has trust domain {} \
-                 already",
-                shared.candidate.trust_domain
-            ),
-        }),
+        ConnectionError::ConnectionClosed(close) if is_crypto(close.error_code) => {
+            let own = &shared.candidate.trust_domain;
+            // The far end's own word on why; it decides nothing here but what a person reads.
+            let known = String::from_utf8_lossy(&close.reason).contains("UnknownIssuer");
+            let (reason, detail) = if known {
+                let detail = format!(
+                    "a member there has trust domain {own} already, under another root: was the token used by another \
+                     cluster of this name? If not, set up this one with another trust domain"
+                );
+                ("domain_taken", detail)
+            } else {
+                ("not_open", "it lets no joiners in now: the token was used, is void or has expired there".into())
+            };
+            Some(JoinError::Refused { issuer: token.issuer.clone(), reason: reason.into(), detail })
+        }
         _ => None,
     }
 }

@@ -136,10 +136,13 @@ async fn stalled_tunnels_that_fill_the_window_do_not_kill_the_session() {
     let mut west = Cluster::open(Disk::new("west"), Setup { limits: small(), ..Setup::outbound_only() }).await;
     west.join(&east).await;
     east.linked(&west).await;
-    let mut stalled = Vec::new();
+    let mut open = Vec::new();
     for _ in 0..8 {
-        let mut tunnel = soon(east.link.open_tunnel(west.id())).await.expect("opens");
-        let far = soon(west.incoming.tunnels.recv()).await.expect("arrives");
+        let tunnel = soon(east.link.open_tunnel(west.id())).await.expect("opens");
+        open.push((tunnel, soon(west.incoming.tunnels.recv()).await.expect("arrives")));
+    }
+    let mut stalled = Vec::new();
+    for (mut tunnel, far) in open {
         stalled.push((tokio::spawn(async move { tunnel.write_all(&[1; 1 << 20]).await.map(|()| tunnel) }), far));
     }
     // Heartbeats from east cannot pass now; three of them, and again as long, go by.

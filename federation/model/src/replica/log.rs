@@ -53,14 +53,15 @@ impl Epoch {
         !self.siblings.is_empty()
     }
 
-    /// What the vector says. A frozen epoch stands at the forked place with its siblings' digests combined, which is
-    /// no record's: two replicas have the same head only if they hold the same siblings.
+    /// What the vector says. A frozen epoch stands at the forked place with the digests of its siblings and of the
+    /// record before them combined, which is no record's: two replicas have the same head only if they hold the same
+    /// siblings behind the same chain.
     fn head(&self) -> Head {
         let last = self.last();
         if !self.is_frozen() {
             return last;
         }
-        let mut combined = [0; 32];
+        let mut combined = last.digest.0;
         for digest in self.siblings.keys() {
             combined.iter_mut().zip(digest.0).for_each(|(byte, other)| *byte ^= other);
         }
@@ -165,7 +166,8 @@ impl Log {
             if head == epoch.head() {
                 continue;
             }
-            if head.seq > epoch.last().seq {
+            let last = epoch.last().seq;
+            if head.seq > last + 1 || (head.seq > last && !epoch.is_frozen()) {
                 arrivals.extend(epoch.siblings.values());
                 continue;
             }

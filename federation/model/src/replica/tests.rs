@@ -293,13 +293,17 @@ fn a_row_lost_from_the_own_log_opens_a_new_epoch() {
 #[test]
 fn broken_continuity_opens_a_new_epoch_everywhere() {
     let (mut replica, mut east) = single();
-    replica.break_continuity();
+    assert_eq!(replica.break_continuity(), 2);
     assert_eq!(replica.next_position(Audience::Law).epoch, 2);
     assert_eq!(replica.next_position(Audience::All).epoch, 2);
     east.next_epoch(Audience::Law);
     replica.on_local(east.terms(Accept::Own)).expect("next");
     let next = replica.next_position(Audience::Law);
     assert_eq!((next.epoch, next.seq), (2, 2));
+    replica.set_floor(1);
+    assert_eq!(replica.next_position(Audience::All).epoch, 2, "a floor is never lowered");
+    replica.set_floor(5);
+    assert_eq!(replica.next_position(Audience::Law).epoch, 5);
 }
 
 #[test]
@@ -449,6 +453,24 @@ fn a_lower_fork_takes_the_place_of_a_higher() {
         assert_eq!(replica.len(), 5, "founding, two admissions and the two at the lowest fork");
     }
     assert!(vectors.windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+#[test]
+fn forks_at_one_place_behind_chains_that_parted_earlier_are_told_apart() {
+    let (mut company, _, mut others) = company();
+    let (one, two) = forked(&mut others[0], 0, 1);
+    one.iter().chain(&two).for_each(|record| company.know(record));
+    let law: Vec<_> = company.replica(0).records().take(3).cloned().collect();
+    let mut onprem = Replica::new(cluster(2), company.replica(0).federation());
+    onprem.load(law);
+    // Each has its own first record, and both second ones.
+    onprem.load(two.iter().chain(&one[1..]).cloned().collect::<Vec<_>>());
+    company.replica(0).load(one.iter().chain(&two[1..]).cloned().collect::<Vec<_>>());
+    company.add(onprem);
+    assert_ne!(company.replica(0).vector(), company.replica(2).vector());
+    company.connect(0, 2);
+    assert_eq!(company.replica(0).vector(), company.replica(2).vector());
+    assert!(company.ids(0).contains(&one[0].id()) && company.ids(2).contains(&one[0].id()));
 }
 
 #[test]

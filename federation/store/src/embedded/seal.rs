@@ -1,5 +1,7 @@
 //! MACs: what binds a row to its key, a manifest to its rows, a head to its manifest, and all to one store.
 
+use std::sync::Arc;
+
 use aws_lc_rs::{hmac, rand};
 
 use crate::{Key, Kind};
@@ -22,11 +24,11 @@ impl StoreId {
 
 /// The store's key. Each use has a label of its own, so that no MAC passes for another.
 #[derive(Clone)]
-pub(super) struct Sealer(hmac::Key);
+pub(super) struct Sealer(Arc<hmac::Key>);
 
 impl Sealer {
     pub(super) fn new(key: &[u8; 32]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+        Self(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, key)))
     }
 
     /// Tells one key from another; says nothing about the key.

@@ -208,12 +208,7 @@ impl Table {
     }
 
     /// Puts a row's parts together and checks its MAC.
-    fn check_row(
-        &self,
-        key: &Key,
-        raw: &[u8],
-        part: &mut dyn FnMut(&[u8]) -> Result<Option<Vec<u8>>, EngineError>,
-    ) -> Result<(Entry, Vec<u8>), RowFault> {
+    fn check_row(&self, key: &Key, raw: &[u8], part: &mut ReadPart<'_>) -> Result<(Entry, Vec<u8>), RowFault> {
         let (place, tag, first) = split_row(raw).ok_or(RowFault::Altered("its header is cut or unknown"))?;
         let Place { revision, position, length } = Place::parse(place);
         let length_wanted = length as usize;
@@ -313,6 +308,9 @@ impl Staged {
         self.revision
     }
 }
+
+/// Reads a further part of a value.
+type ReadPart<'a> = dyn FnMut(&[u8]) -> Result<Option<Vec<u8>>, EngineError> + 'a;
 
 /// Why a row that should be there cannot be read.
 pub(super) enum RowError {

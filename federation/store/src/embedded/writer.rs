@@ -65,7 +65,7 @@ pub(super) struct Writer {
 }
 
 enum State {
-    Open { engine: Engine, table: Table },
+    Open { engine: Box<Engine>, table: Box<Table> },
     Failed { detail: String, at: Instant },
 }
 
@@ -293,7 +293,7 @@ impl Writer {
         for damage in damage.iter().take(20) {
             tracing::error!(%damage, "store is damaged: it takes no changes");
         }
-        self.state = State::Open { engine, table };
+        self.state = State::Open { engine: Box::new(engine), table: Box::new(table) };
         self.note_damage(damage);
         self.gauge();
     }

@@ -5,7 +5,7 @@ use federation_model::{
 use super::*;
 
 #[allow(dead_code, reason = "shared with the integration tests, which use more of it")]
-#[path = "../../tests/support/federation.rs"]
+#[path = "../../tests/api/support/federation.rs"]
 mod federation;
 
 use federation::Federation;
@@ -174,7 +174,8 @@ fn both_records_of_a_fork_go_along_so_that_the_sidecar_finds_void_what_the_edge_
     let second = federation.take(&east, twin);
     feed.update(&federation.records(), &forks);
     let held: HashSet<Digest> = federation.records().iter().map(Authentic::digest).collect();
-    for id in [first, second].iter().filter(|id| held.contains(&id.digest)) {
+    for id in [first, second] {
+        assert!(held.contains(&id.digest), "the edge itself does not hold {id}");
         assert!(feed.held.contains(&id.digest), "{id} is kept back");
     }
     // The sidecar's fold of its part agrees with the edge's fold of all.

@@ -16,7 +16,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{Core, authorize::Refusal, connect, stream::Stream};
+use crate::{
+    Core,
+    authorize::Refusal,
+    connect,
+    stream::{Stream, farewell},
+};
 
 const VERSION: u8 = 5;
 const NO_AUTHENTICATION: u8 = 0;
@@ -94,12 +99,14 @@ pub(crate) async fn serve(
     mut client: TcpStream,
     lookup: impl Fn(Ipv4Addr) -> Option<ServiceRef> + Send,
 ) -> Result<(), SocksError> {
+    // Small messages of an application are not held back; fails only on a socket that is gone already.
+    let _ = client.set_nodelay(true);
     let asked = timeout(core.inputs.limits.hello_timeout, ask(&mut client, lookup)).await;
     let (service, port) = match asked.unwrap_or(Err(SocksError::Timeout)) {
         Ok(wanted) => wanted,
         Err(error) => {
             if let Some(code) = error.reply() {
-                answer(core, &mut client, code).await;
+                farewell(client, &reply_bytes(code)).await;
             }
             return Err(error);
         }
@@ -107,12 +114,13 @@ pub(crate) async fn serve(
     let opened = match connect::open(core, &service, port).await {
         Ok(opened) => opened,
         Err(refusal) => {
-            answer(core, &mut client, code(&refusal)).await;
+            farewell(client, &reply_bytes(code(&refusal))).await;
             return Err(refusal.denial.into());
         }
     };
     // TLS is up: whoever answers is one of the service's own. A denial by the destination resets the stream.
-    if !answer(core, &mut client, reply::SUCCEEDED).await {
+    let told = reply_bytes(reply::SUCCEEDED);
+    if !matches!(timeout(core.inputs.limits.hello_timeout, client.write_all(&told)).await, Ok(Ok(()))) {
         client.reset();
     }
     Ok(connect::carry(core, client, opened).await?)
@@ -207,8 +215,7 @@ fn code(refusal: &Refusal) -> u8 {
     }
 }
 
-/// Sends a reply; the bound address says nothing here, so it is zero. Returns whether the client took it.
-async fn answer(core: &Core, client: &mut TcpStream, code: u8) -> bool {
-    let reply = [VERSION, code, 0, 1, 0, 0, 0, 0, 0, 0];
-    matches!(timeout(core.inputs.limits.hello_timeout, client.write_all(&reply)).await, Ok(Ok(())))
+/// A reply; the bound address says nothing here, so it is zero.
+fn reply_bytes(code: u8) -> [u8; 10] {
+    [VERSION, code, 0, 1, 0, 0, 0, 0, 0, 0]
 }

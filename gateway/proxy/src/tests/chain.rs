@@ -5,7 +5,7 @@ use std::time::Duration;
 use federation_model::DenialReason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::world::{Chain, NOTHING, eventually, name, pair, ping};
+use super::world::{Chain, NOTHING, eventually, pair, ping};
 use crate::{Access, Direction};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,11 +151,61 @@ async fn a_service_that_was_not_exported_does_not_exist_for_another_cluster() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_that_does_not_listen_is_told_as_such() {
     let chain = Chain::start().await;
-    // The echo application is reached through the destination's dialler; a full registry stands for it being gone.
-    let limits = crate::Limits { connections: 0, ..Default::default() };
-    drop(chain);
+    chain.app.abort();
+    eventually("a closed port", || chain.app.is_finished().then_some(())).await;
+    let denial = chain.refused().await;
+    assert_eq!(denial.reason, DenialReason::NoInstance, "{denial}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connection_past_the_bound_is_refused_as_overloaded() {
+    let limits = crate::Limits { connections: 1, ..Default::default() };
     let chain = Chain::start_with(limits, Duration::from_secs(3600)).await;
-    let (_application, captured) = pair().await;
-    let denial = chain.source.proxy.connect(captured, &name(), 8080).await.expect_err("refused");
-    assert_eq!(denial.reason, DenialReason::Overloaded);
+    let (mut first, _task) = chain.call().await;
+    ping(&mut first, b"live").await.expect("an answer");
+    assert_eq!(chain.refused().await.reason, DenialReason::Overloaded);
+    ping(&mut first, b"still live").await.expect("an answer");
+    drop(first);
+    for node in chain.nodes() {
+        eventually("an empty registry", || (node.proxy.connections().count() == 0).then_some(())).await;
+    }
+    let (mut next, _task) = chain.call().await;
+    ping(&mut next, b"room").await.expect("an answer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_speaks_first_is_heard() {
+    let mut chain = Chain::start().await;
+    chain.app.abort();
+    eventually("a closed port", || chain.app.is_finished().then_some(())).await;
+    let listener = tokio::net::TcpListener::bind(chain.app_address).await.expect("the same port");
+    chain.app = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a caller");
+        stream.write_all(b"220 ready").await.expect("sent");
+        stream.shutdown().await.expect("shutdown");
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
+    let (mut application, _task) = chain.call().await;
+    let mut got = Vec::new();
+    application.read_to_end(&mut got).await.expect("a clean end");
+    assert_eq!(got, b"220 ready");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_breaks_off_looks_broken_to_the_caller() {
+    let mut chain = Chain::start().await;
+    chain.app.abort();
+    eventually("a closed port", || chain.app.is_finished().then_some(())).await;
+    let listener = tokio::net::TcpListener::bind(chain.app_address).await.expect("the same port");
+    chain.app = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a caller");
+        stream.write_all(b"half of an ans").await.expect("sent");
+        stream.read_u8().await.expect("a byte");
+        stream.set_zero_linger().expect("set");
+    });
+    let (mut application, _task) = chain.call().await;
+    let mut got = [0; 14];
+    application.read_exact(&mut got).await.expect("half");
+    application.write_all(b"x").await.expect("sent");
+    application.read_u8().await.expect_err("reset, not finished");
 }

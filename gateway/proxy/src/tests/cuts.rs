@@ -45,11 +45,9 @@ async fn a_deny_cuts_a_thousand_in_under_a_second_and_leaves_the_others() {
     const CUT: usize = 1_000;
     let chain = Arc::new(Chain::start().await);
     let ledger = &[ALLOW[0], (Action::Allow, "web.shop.east", "ledger.billing.west")];
-    // Straight from near edge to destination would hide nothing: every hop holds all of them.
     for node in chain.nodes() {
         chain.law(node, ledger);
     }
-    chain.destination.svid.set(chain.world.workload("payments.billing.west"));
     let mut opening = JoinSet::new();
     let gate = Arc::new(tokio::sync::Semaphore::new(32));
     for _ in 0..CUT {
@@ -73,6 +71,7 @@ async fn a_deny_cuts_a_thousand_in_under_a_second_and_leaves_the_others() {
         application.read_u8().await.expect_err("cut");
     }
     let took = before.elapsed();
+    println!("{CUT} connections were cut in {took:?}");
     assert!(took < Duration::from_secs(1), "{CUT} connections took {took:?}");
     ping(&mut untouched, b"still live").await.expect("an answer");
 }

@@ -80,7 +80,7 @@ async fn every_bad_request_has_its_reply() {
         (udp, 7, "socks_command"),
         (reserved, 1, "socks_malformed"),
         (version, 1, "socks_malformed"),
-        (vec![5, 1, 0, 2, 0, 0], 8, "socks_address_type"),
+        (vec![5, 1, 0, 2], 8, "socks_address_type"),
         (six, 8, "socks_address_type"),
         (by_name("::1", 8080), 8, "socks_address_type"),
         (by_name("example.com", 80), 4, "socks_name"),
@@ -100,8 +100,9 @@ async fn every_bad_request_has_its_reply() {
     ] {
         let (mut stream, task) = client(&chain).await;
         assert_eq!(ask(&mut stream, &request).await, code, "{request:?}");
-        assert_eq!(task.await.expect("task").expect_err("refused").reason(), reason);
         assert_eq!(stream.read(&mut [0]).await.expect("finished"), 0, "the reply is the last");
+        drop(stream);
+        assert_eq!(task.await.expect("task").expect_err("refused").reason(), reason);
     }
     assert!(chain.near.audit.all().is_empty(), "nothing left the sidecar");
 }
@@ -141,6 +142,7 @@ async fn a_denial_by_an_edge_is_a_reply_and_one_by_the_destination_a_reset() {
     chain.law(&chain.near, NOTHING);
     let (mut stream, task) = client(&chain).await;
     assert_eq!(ask(&mut stream, &by_name(NAME, 8080)).await, 2);
+    drop(stream);
     assert_eq!(task.await.expect("task").expect_err("refused").reason(), "default_deny");
     chain.law(&chain.near, super::world::ALLOW);
 

@@ -49,7 +49,7 @@ impl World {
                 id: candidate.id,
                 name: candidate.name,
                 trust_domain: domain,
-                root: sha256(&candidate.root),
+                root: candidate.root.into(),
                 replication_key: candidate.replication_key,
                 sealing_key: candidate.sealing_key,
                 sponsor: candidate.id,
@@ -154,6 +154,7 @@ impl World {
             bundles: self.bundles.clone(),
             catalog,
             conflicts: vec![],
+            held: vec![],
         }
     }
 }
@@ -346,6 +347,9 @@ pub(crate) struct Chain {
     pub(crate) near: Node,
     pub(crate) far: Node,
     pub(crate) destination: Node,
+    /// The application; aborting it closes its port.
+    pub(crate) app: JoinHandle<()>,
+    pub(crate) app_address: std::net::SocketAddr,
     pub(crate) near_address: std::net::SocketAddr,
     pub(crate) destination_address: std::net::SocketAddr,
 }
@@ -389,12 +393,13 @@ impl Chain {
             assert!(later.set(node.proxy.clone()).is_ok());
         }
 
-        tokio::spawn(echo(app));
+        let app_address = app.local_addr().unwrap();
+        let app = tokio::spawn(echo(app));
         accept(near_in, near.proxy.clone(), |proxy, stream| async move { proxy.pass(Box::new(stream), None).await });
         accept(destination_in, destination.proxy.clone(), |proxy, stream| async move {
             proxy.serve(Box::new(stream)).await;
         });
-        let chain = Self { world, source, near, far, destination, near_address, destination_address };
+        let chain = Self { world, source, near, far, destination, app, app_address, near_address, destination_address };
         eventually("four enforcers", || {
             let all =
                 chain.nodes().iter().all(|node| node.proxy.0.enforcing.load(std::sync::atomic::Ordering::Acquire));

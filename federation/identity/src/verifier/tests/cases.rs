@@ -115,6 +115,10 @@ pub(super) const BAD: &[Bad] = &[
             chain[0] = [&[0x30, 0x80][..], &inner, &[0, 0]].concat();
         }
     }),
+    ("a root whose length takes more bytes than it needs", "malformed", |d| {
+        d.show_root = true;
+        d.after = |chain| chain[2].splice(1..2, [0x83, 0x00]).for_each(drop);
+    }),
     ("a leaf with a byte behind it", "trailing_bytes", |d| d.after = |chain| chain[0].push(0)),
     ("an intermediate with a byte behind it", "trailing_bytes", |d| d.after = |chain| chain[1].push(0)),
     ("a root with a byte behind it", "trailing_bytes", |d| {
@@ -253,6 +257,7 @@ pub(super) const BAD: &[Bad] = &[
         let algorithm = spki[2..23].to_vec();
         d.leaf.spki = seq(&[&algorithm, &bits(&[&[0x02][..], &point[1..33]].concat())]);
     }),
+    ("a hybrid point", "leaf_key_algorithm", |d| d.leaf.spki[26] = 0x06),
     ("serial number nought", "serial_number", |d| d.leaf.serial = vec![0]),
     ("a negative serial number", "serial_number", |d| d.leaf.serial = vec![0x80, 1]),
     ("a serial number of 21 bytes", "serial_number", |d| d.leaf.serial = vec![0x41; 21]),

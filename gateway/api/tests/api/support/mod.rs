@@ -1,6 +1,6 @@
 //! A gateway's API on a real Unix socket and a real TLS listener; what is behind it is in memory.
 
-pub mod federation;
+pub(crate) mod federation;
 
 use std::{
     path::PathBuf,
@@ -13,7 +13,7 @@ use federation_model::{
     AccountRef, Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Record, RecordId, Snapshot, SpiffeId,
     TokenId, VerifiedPeer,
 };
-use federation_store::Store;
+use federation_store::{Change, Damage, Key, Kind as Rows, Revision, Row, Store, StoreError};
 use gateway_api::{
     Access, Api, BoxFuture, Certificate, Check, CheckState, Connections, Direction, Inputs, IssuedToken, Joined, Kind,
     LinkPhase, LinkState, Links, Probed, Refusal, Registry, Settings, System, TokenState, TokenSummary, bind,
@@ -35,15 +35,15 @@ use tonic::transport::{Channel, Endpoint};
 use federation::Federation;
 
 /// Life of the SVIDs that the tests get, unless one says otherwise.
-pub const TTL: Duration = Duration::from_secs(3600);
+pub(crate) const TTL: Duration = Duration::from_secs(3600);
 
 /// Links without a network.
-pub struct FakeLinks {
+pub(crate) struct FakeLinks {
     federation: Mutex<Federation>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     records: watch::Sender<Arc<Vec<Authentic<Record>>>>,
     verifier: Verifier,
-    pub states: Mutex<Vec<LinkState>>,
+    pub(crate) states: Mutex<Vec<LinkState>>,
 }
 
 impl FakeLinks {
@@ -59,11 +59,11 @@ impl FakeLinks {
         links
     }
 
-    pub fn federation(&self) -> MutexGuard<'_, Federation> {
+    pub(crate) fn federation(&self) -> MutexGuard<'_, Federation> {
         self.federation.lock().expect("lock")
     }
 
-    pub fn publish(&self) {
+    pub(crate) fn publish(&self) {
         let mut federation = self.federation();
         let snapshot = federation.snapshot();
         self.verifier.publish(&snapshot.bundles);
@@ -72,16 +72,16 @@ impl FakeLinks {
     }
 
     /// As if the store could not be read.
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.snapshot.send_replace(None);
     }
 
-    pub fn current(&self) -> Arc<Snapshot> {
+    pub(crate) fn current(&self) -> Arc<Snapshot> {
         self.snapshot.borrow().clone().expect("snapshot")
     }
 
     /// A link that stands, with a member that is admitted.
-    pub fn link(&self, member: ClusterId, name: &str, phase: LinkPhase) {
+    pub(crate) fn link(&self, member: ClusterId, name: &str, phase: LinkPhase) {
         self.states.lock().expect("lock").push(LinkState {
             member,
             name: name.parse().expect("name"),
@@ -171,7 +171,7 @@ impl Links for FakeLinks {
 
 /// Remembers what it was told.
 #[derive(Default)]
-pub struct FakeConnections(pub Mutex<Vec<(ConnectionId, Vec<u8>, SpiffeId)>>);
+pub(crate) struct FakeConnections(pub(crate) Mutex<Vec<(ConnectionId, Vec<u8>, SpiffeId)>>);
 
 impl Connections for FakeConnections {
     fn count(&self) -> u64 {
@@ -234,18 +234,44 @@ impl System for FakeSystem {
     }
 }
 
+/// A store in which others come between a read and the write that follows it.
+struct Slow(Arc<dyn Store>);
+
+impl Store for Slow {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Row>, StoreError>> {
+        Box::pin(async move {
+            let row = self.0.get(key).await;
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            row
+        })
+    }
+
+    fn list<'a>(&'a self, kind: Rows, prefix: &'a [u8]) -> BoxFuture<'a, Result<Vec<Row>, StoreError>> {
+        self.0.list(kind, prefix)
+    }
+
+    fn apply(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        self.0.apply(changes)
+    }
+
+    fn damaged(&self) -> Vec<Damage> {
+        self.0.damaged()
+    }
+}
+
 /// A gateway's API, running.
-pub struct World {
-    pub links: Arc<FakeLinks>,
-    pub connections: Arc<FakeConnections>,
-    pub store: Arc<dyn Store>,
-    pub api: Api,
-    pub socket: PathBuf,
-    pub discovery: std::net::SocketAddr,
-    pub verifier: Verifier,
-    pub edge: LiveSvid,
-    pub stop: CancellationToken,
-    pub tasks: Vec<JoinHandle<()>>,
+pub(crate) struct World {
+    pub(crate) links: Arc<FakeLinks>,
+    pub(crate) connections: Arc<FakeConnections>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) api: Api,
+    pub(crate) socket: PathBuf,
+    pub(crate) discovery: std::net::SocketAddr,
+    pub(crate) verifier: Verifier,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: Vec<JoinHandle<()>>,
     _folder: tempfile::TempDir,
 }
 
@@ -255,29 +281,29 @@ impl Drop for World {
     }
 }
 
-pub fn account(text: &str) -> AccountRef {
+pub(crate) fn account(text: &str) -> AccountRef {
     let (account, namespace) = text.split_once('.').expect("account.namespace");
     AccountRef { account: account.parse().expect("account"), namespace: namespace.parse().expect("namespace") }
 }
 
 /// The uid that the tests run as.
-pub fn own_uid() -> u32 {
+pub(crate) fn own_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
 impl World {
     /// Cluster `west`, alone in its federation.
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(Federation::found("west"), vec![], TTL).await
     }
 
-    pub async fn with(federation: Federation, workloads: Vec<(u32, AccountRef)>, svid_ttl: Duration) -> Self {
+    pub(crate) async fn with(federation: Federation, workloads: Vec<(u32, AccountRef)>, svid_ttl: Duration) -> Self {
         let (signer, candidate) = (federation.own.signer.clone(), federation.own.signer.candidate());
         let edge = federation.own.svid(&candidate.trust_domain.edge(&candidate.name), TTL);
         let verifier = Verifier::new();
         let links = Arc::new(FakeLinks::new(federation, verifier.clone()));
         let connections = Arc::new(FakeConnections::default());
-        let store = federation_store::memory();
+        let store: Arc<dyn Store> = Arc::new(Slow(federation_store::memory()));
         let stop = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let discovery = listener.local_addr().expect("address");
@@ -312,10 +338,10 @@ impl World {
             tokio::spawn(async move { on_socket.serve_socket(bound).await.expect("socket") }),
             tokio::spawn(async move { on_tls.serve_tls(listener, server, verify).await.expect("tls") }),
         ];
-        Self { links, connections, store, api, socket, discovery, verifier, edge, stop, tasks, _folder: folder }
+        Self { links, connections, store, api, socket, discovery, verifier, stop, tasks, _folder: folder }
     }
 
-    pub async fn unix(&self) -> Channel {
+    pub(crate) async fn unix(&self) -> Channel {
         let path = self.socket.clone();
         let connector = tower::service_fn(move |_| {
             let path = path.clone();
@@ -324,11 +350,11 @@ impl World {
         Endpoint::from_static("http://hanse.local").connect_with_connector(connector).await.expect("socket")
     }
 
-    pub async fn manage(&self) -> ManageClient<Channel> {
+    pub(crate) async fn manage(&self) -> ManageClient<Channel> {
         ManageClient::new(self.unix().await)
     }
 
-    pub async fn channel(&self, config: Arc<rustls::ClientConfig>) -> Result<Channel, tonic::transport::Error> {
+    pub(crate) async fn channel(&self, config: Arc<rustls::ClientConfig>) -> Result<Channel, tonic::transport::Error> {
         let address = self.discovery;
         let connector = tower::service_fn(move |_| {
             let config = config.clone();
@@ -342,7 +368,7 @@ impl World {
     }
 
     /// A channel of somebody who has no SVID yet.
-    pub async fn stranger(&self) -> Channel {
+    pub(crate) async fn stranger(&self) -> Channel {
         let candidate = self.links.federation().own.signer.candidate();
         let pin = self.links.federation().own.signer.root_pin();
         let config = tls::enrol_client(pin, candidate.trust_domain).expect("configuration");
@@ -350,7 +376,7 @@ impl World {
     }
 
     /// A channel of a workload with an SVID.
-    pub async fn as_workload(&self, live: &LiveSvid) -> Channel {
+    pub(crate) async fn as_workload(&self, live: &LiveSvid) -> Channel {
         let candidate = self.links.federation().own.signer.candidate();
         let edge = candidate.trust_domain.edge(&candidate.name);
         let config = tls::workload_client(live, &self.verifier, edge).expect("configuration");
@@ -358,38 +384,38 @@ impl World {
     }
 
     /// An SVID for an account of this cluster, straight from the authority.
-    pub fn svid(&self, text: &str, ttl: Duration) -> LiveSvid {
+    pub(crate) fn svid(&self, text: &str, ttl: Duration) -> LiveSvid {
         let federation = self.links.federation();
         let id = federation.own.signer.candidate().trust_domain.account(&account(text));
         federation.own.svid(&id, ttl)
     }
 
     /// A token's id and secret, as `hanse workload token` makes one.
-    pub async fn token(&self, text: &str) -> (Vec<u8>, Vec<u8>) {
+    pub(crate) async fn token(&self, text: &str) -> (Vec<u8>, Vec<u8>) {
         let request = proto::manage::IssueWorkloadTokenRequest { account: text.into(), ttl_seconds: 0 };
         let reply = self.manage().await.issue_workload_token(request).await.expect("token").into_inner();
         let token = proto::convert::parse_workload_token(&reply.token).expect("text");
         (token.id.0.to_vec(), token.secret.0.to_vec())
     }
 
-    pub async fn enrol(&self, request: EnrolRequest) -> Result<Identity, tonic::Status> {
+    pub(crate) async fn enrol(&self, request: EnrolRequest) -> Result<Identity, tonic::Status> {
         WorkloadIdentityClient::new(self.stranger().await).enrol(request).await.map(tonic::Response::into_inner)
     }
 }
 
 /// An enrolment with a token.
-pub fn with_token((id, secret): &(Vec<u8>, Vec<u8>), key: &SvidKey) -> EnrolRequest {
+pub(crate) fn with_token((id, secret): &(Vec<u8>, Vec<u8>), key: &SvidKey) -> EnrolRequest {
     EnrolRequest { token_id: id.clone(), token_secret: secret.clone(), csr: key.csr(), ..EnrolRequest::default() }
 }
 
 /// The word of a refusal.
-pub fn reason(status: &tonic::Status) -> String {
+pub(crate) fn reason(status: &tonic::Status) -> String {
     let word = status.metadata().get("hanse-reason").and_then(|word| word.to_str().ok());
     word.unwrap_or_default().to_owned()
 }
 
 /// The SVID that an enrolment gave, ready for use.
-pub fn live(key: SvidKey, identity: &Identity) -> LiveSvid {
+pub(crate) fn live(key: SvidKey, identity: &Identity) -> LiveSvid {
     let live = LiveSvid::new();
     live.set(Svid::assemble(key, identity.chain.clone()).expect("svid"));
     live

@@ -10,22 +10,22 @@ use federation_model::{
 use proto::convert::{decode_envelope, encode_envelope, encode_record};
 
 /// A cluster's keys, and how far it wrote each of its logs when it is not the own one.
-pub struct Cluster {
-    pub signer: Arc<LocalSigner>,
-    pub id: ClusterId,
+pub(crate) struct Cluster {
+    pub(crate) signer: Arc<LocalSigner>,
+    pub(crate) id: ClusterId,
     law: Option<(u64, Digest)>,
     all: Option<(u64, Digest)>,
 }
 
 impl Cluster {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let domain = format!("{name}.mesh.internal").parse().expect("trust domain");
         let (signer, _) = LocalSigner::generate(&domain, &name.parse().expect("name"), now()).expect("authority");
         Self { id: signer.candidate().id, signer: Arc::new(signer), law: None, all: None }
     }
 
     /// An SVID of this cluster that lives for `ttl`.
-    pub fn svid(&self, id: &SpiffeId, ttl: Duration) -> LiveSvid {
+    pub(crate) fn svid(&self, id: &SpiffeId, ttl: Duration) -> LiveSvid {
         let key = SvidKey::generate();
         let issued = self.signer.sign_svid(id, &key.csr(), ttl, now()).expect("issued");
         let live = LiveSvid::new();
@@ -34,7 +34,13 @@ impl Cluster {
     }
 
     /// Signs a record at a place that the caller chose.
-    pub fn sign(&self, federation: FederationId, audience: Audience, at: Position, body: Body) -> Authentic<Record> {
+    pub(crate) fn sign(
+        &self,
+        federation: FederationId,
+        audience: Audience,
+        at: Position,
+        body: Body,
+    ) -> Authentic<Record> {
         let record = Record {
             federation,
             writer: self.id,
@@ -62,16 +68,16 @@ fn seal(signer: &LocalSigner, record: Record) -> Authentic<Record> {
 }
 
 /// What one cluster knows of its federation.
-pub struct Federation {
-    pub own: Cluster,
-    pub id: FederationId,
+pub(crate) struct Federation {
+    pub(crate) own: Cluster,
+    pub(crate) id: FederationId,
     replica: Replica,
     revision: u64,
 }
 
 impl Federation {
     /// A federation founded by the cluster `name`, its bundle published.
-    pub fn found(name: &str) -> Self {
+    pub(crate) fn found(name: &str) -> Self {
         let own = Cluster::new(name);
         let founding = Record {
             federation: FederationId::from_digest(Digest::ZERO),
@@ -96,7 +102,7 @@ impl Federation {
     }
 
     /// Another cluster, admitted here; its bundle is known.
-    pub fn admit(&mut self, name: &str, lawmaker: bool) -> Cluster {
+    pub(crate) fn admit(&mut self, name: &str, lawmaker: bool) -> Cluster {
         let mut cluster = Cluster::new(name);
         let admission = Admission { candidate: cluster.signer.candidate(), lawmaker };
         self.write(Audience::Law, Body::Admission(admission), "test");
@@ -106,7 +112,7 @@ impl Federation {
     }
 
     /// Writes a record of the own cluster.
-    pub fn write(&mut self, audience: Audience, body: Body, author: &str) -> RecordId {
+    pub(crate) fn write(&mut self, audience: Audience, body: Body, author: &str) -> RecordId {
         let at = self.replica.next_position(audience);
         let replaces = match &body {
             Body::Intention(Intention { key, .. }) => self.replica.replaceable(&RecordKey::Intention(key.clone())),
@@ -131,7 +137,7 @@ impl Federation {
     }
 
     /// Takes a record that another cluster writes.
-    pub fn hear(&mut self, from: &mut Cluster, audience: Audience, body: Body) -> RecordId {
+    pub(crate) fn hear(&mut self, from: &mut Cluster, audience: Audience, body: Body) -> RecordId {
         let log = if audience == Audience::Law { &mut from.law } else { &mut from.all };
         let (seq, previous) = log.map_or((1, Digest::ZERO), |(seq, digest)| (seq + 1, digest));
         let record = from.sign(self.id, audience, Position { epoch: 1, seq, previous }, body);
@@ -141,17 +147,17 @@ impl Federation {
     }
 
     /// Takes a record as it is.
-    pub fn take(&mut self, from: &Cluster, record: Authentic<Record>) -> RecordId {
+    pub(crate) fn take(&mut self, from: &Cluster, record: Authentic<Record>) -> RecordId {
         let id = record.id();
         self.replica.on_records(from.id, vec![record], 0);
         id
     }
 
-    pub fn records(&self) -> Arc<Vec<Authentic<Record>>> {
+    pub(crate) fn records(&self) -> Arc<Vec<Authentic<Record>>> {
         Arc::new(self.replica.records().cloned().collect())
     }
 
-    pub fn snapshot(&mut self) -> Arc<Snapshot> {
+    pub(crate) fn snapshot(&mut self) -> Arc<Snapshot> {
         self.revision += 1;
         let snapshot = fold(self.own.id, self.id, self.revision, self.replica.records());
         Arc::new(snapshot.expect("the own admission is there"))

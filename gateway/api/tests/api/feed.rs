@@ -1,10 +1,8 @@
 //! A sidecar's feed over real mTLS: what it is sent, and what it may say.
 
-#[allow(dead_code, reason = "each test file uses its part of it")]
-mod support;
-
 use std::{collections::BTreeSet, time::Duration};
 
+use crate::support::{TTL, World, account, federation::Federation, reason};
 use federation_identity::token::{connection_id, instance_id};
 use federation_model::{
     Action, Audience, Body, DestinationPattern, Digest, Intention, IntentionKey, Layer, RuleState, SourcePattern,
@@ -17,7 +15,6 @@ use proto::{
         feed_request::Request,
     },
 };
-use support::{TTL, World, account, federation::Federation, reason};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};

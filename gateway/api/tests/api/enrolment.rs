@@ -1,10 +1,8 @@
 //! Workloads prove who they are: by token over TLS, by uid over the Unix socket; and renew.
 
-#[allow(dead_code, reason = "each test file uses its part of it")]
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{TTL, World, account, federation::Federation, live, own_uid, reason, with_token};
 use federation_identity::{SvidKey, now, tls};
 use federation_store::{Change, Key, Kind};
 use prost::Message;
@@ -12,7 +10,6 @@ use proto::{
     store::IssuedWorkloadToken,
     workload::{EnrolRequest, RenewRequest, workload_identity_client::WorkloadIdentityClient},
 };
-use support::{TTL, World, account, federation::Federation, live, own_uid, reason, with_token};
 use tonic::Code;
 
 #[tokio::test]

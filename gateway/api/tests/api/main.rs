@@ -1,0 +1,6 @@
+//! The API on a real Unix socket and a real TLS listener, with a federation in memory behind it.
+
+mod enrolment;
+mod feed;
+mod manage;
+mod support;

@@ -1,0 +1,114 @@
+//! One child process: the `hanse` executable with a program's arguments, surely ended.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::OnceLock,
+};
+
+use anyhow::{Context, Result, bail};
+use tokio::process::{Child, Command};
+
+/// The `hanse` executable: where cargo puts it, beside the folder of this test.
+///
+/// # Panics
+/// It is not there: `cargo test --workspace` builds it, and so does `cargo build -p hanse`.
+pub fn hanse() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let test = std::env::current_exe().expect("this test knows its own path");
+        let profile = test.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
+        let executable = profile.join("hanse");
+        assert!(
+            executable.is_file(),
+            "{} is not there: these tests start real processes; run `cargo build -p hanse` (with --release if the \
+             tests have it), or the whole of `cargo test --workspace`",
+            executable.display()
+        );
+        executable
+    })
+}
+
+/// A running program whose output goes to a file. Dropping it kills the process.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `hanse` with `arguments`; what it says is appended to `log`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(name: &str, arguments: &[&str], log: &Path) -> Result<Self> {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let child = Command::new(hanse())
+            .args(arguments)
+            .env_remove("HANSE_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+    }
+
+    /// Everything it wrote so far, earlier lives included.
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// An error if the process ended already.
+    ///
+    /// # Errors
+    /// It ended.
+    pub fn alive(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("{} ended with {status}", self.name),
+        }
+    }
+
+    /// Kills it without warning (SIGKILL) and waits until it is gone.
+    ///
+    /// # Errors
+    /// It ended before, by itself.
+    pub async fn crash(&mut self) -> Result<()> {
+        self.alive()?;
+        self.child.kill().await.with_context(|| format!("killing {}", self.name))
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// The kernel gives no answer.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        Ok(self.child.wait().await?)
+    }
+
+    /// Ports of the UDP sockets that it has bound, as the kernel tells them.
+    pub(super) fn udp_ports(&self) -> Result<BTreeSet<u16>> {
+        let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
+        let mut inodes = BTreeSet::new();
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+            // A descriptor may close while we look.
+            let Ok(target) = std::fs::read_link(entry?.path()) else { continue };
+            let text = target.to_string_lossy();
+            inodes.extend(text.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')).map(str::to_owned));
+        }
+        let mut ports = BTreeSet::new();
+        for table in ["udp", "udp6"] {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+            for line in text.lines().skip(1) {
+                let mut fields = line.split_whitespace();
+                let (Some(local), Some(inode)) = (fields.nth(1), fields.nth(7)) else { continue };
+                let port = local.rsplit_once(':').and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
+                ports.extend(port.filter(|_| inodes.contains(inode)));
+            }
+        }
+        Ok(ports)
+    }
+}
