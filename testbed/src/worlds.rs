@@ -44,10 +44,8 @@ impl World {
     /// # Errors
     /// The story failed or took too long.
     pub async fn tell(limit: Duration, story: impl AsyncFnOnce(&World) -> Result<()>) -> Result<()> {
-        let world = Self {
-            folder: tempfile::Builder::new().prefix("hanse-testbed-").tempdir()?,
-            network: Network::default(),
-        };
+        let world =
+            Self { folder: tempfile::Builder::new().prefix("hanse-testbed-").tempdir()?, network: Network::default() };
         let told = match timeout(limit, story(&world)).await {
             Ok(told) => told,
             Err(_) => Err(anyhow::anyhow!("the story did not end within {limit:?}")),

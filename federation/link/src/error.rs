@@ -53,6 +53,8 @@ impl LinkError {
 pub enum WriteError {
     #[error("a {0} record cannot be written by hand")]
     Kind(&'static str),
+    #[error("{what} is told to {wanted}, and to nobody else")]
+    Audience { what: &'static str, wanted: &'static str },
     #[error("record does not fit its bounds: {0}")]
     Bounds(String),
     #[error("store: {0}")]
@@ -66,6 +68,7 @@ impl WriteError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Kind(_) => "kind",
+            Self::Audience { .. } => "audience",
             Self::Bounds(_) => "bounds",
             Self::Store(_) => "store",
             Self::Closed => "closed",

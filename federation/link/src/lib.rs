@@ -217,6 +217,13 @@ impl Link {
             Body::Founding(_) => return Err(WriteError::Kind("founding")),
             Body::Admission(_) => return Err(WriteError::Kind("admission")),
             Body::Unknown { .. } => return Err(WriteError::Kind("unknown")),
+            Body::Service(_) | Body::ServiceGone { .. } if audience == Audience::Law => {
+                return Err(WriteError::Audience { what: "a service", wanted: "all, or to one member" });
+            }
+            Body::Service(_) | Body::ServiceGone { .. } => {}
+            _ if audience != Audience::Law => {
+                return Err(WriteError::Audience { what: "the law", wanted: "every member" });
+            }
             _ => {}
         }
         let (reply, replied) = oneshot::channel();

@@ -98,10 +98,10 @@ pub(crate) const ADDRESSES_MAX: usize = 8;
 pub(crate) const CONTROL_QUEUE: usize = 1_024;
 /// Messages waiting for one replication stream; a session whose queue is full is closed and starts over from vectors.
 pub(crate) const REPLICATION_QUEUE: usize = 4_096;
-/// Commands waiting for the driver; those who send wait.
-pub(crate) const DRIVER_QUEUE: usize = 256;
+/// Commands waiting for the driver, a megabyte each at most; those who send wait.
+pub(crate) const DRIVER_QUEUE: usize = 64;
 /// Commands that the driver joins into one durable write.
-pub(crate) const DRIVER_BATCH: usize = 256;
+pub(crate) const DRIVER_BATCH: usize = 64;
 /// Tunnels waiting to be taken by the edge; further ones are reset as overloaded.
 pub(crate) const TUNNELS_QUEUE: usize = 1_024;
 /// Events waiting to be taken by the edge; further ones are dropped and counted.

@@ -72,6 +72,8 @@ pub(crate) struct Session {
     pub(crate) name: ClusterName,
     pub(crate) direction: Direction,
     pub(crate) connection: quinn::Connection,
+    /// When the chain that this very connection showed ends; renewal moves the deadline, not this.
+    pub(crate) chain_end: Timestamp,
     /// What the two ends of this connection alone know: how a successor names it.
     pub(crate) exporter: [u8; 32],
     pub(crate) control: mpsc::Sender<Frame>,

@@ -274,6 +274,7 @@ fn start(
         name: member.name.clone(),
         direction,
         connection,
+        chain_end: peer.not_after(),
         exporter,
         control,
         replication,

@@ -102,15 +102,11 @@ fn follow(shared: &Arc<Shared>, snapshot: &Snapshot, tasks: &mut HashMap<Cluster
 fn recheck(shared: &Shared) {
     for session in shared.registry.all() {
         let chain = endpoint::peer_chain(&session.connection);
-        // A renewed session may well have outlived its first chain; that is the deadline's business.
-        let at = now().min(session.peer().not_after().before(Duration::from_millis(1)));
-        match shared.verifier.session_peer(&chain, at) {
-            Ok(_) => {}
-            Err(error) if error.reason() == "expired" => {}
-            Err(error) => {
-                tracing::warn!(cluster = %session.name, %error, "session ends: its identity is no longer believed");
-                session.close(code::REFUSED, "identity");
-            }
+        // A renewed session may have outlived its first chain: its end is the deadline's business, its root is ours.
+        let at = now().min(session.chain_end.before(Duration::from_millis(1)));
+        if let Err(error) = shared.verifier.session_peer(&chain, at) {
+            tracing::warn!(cluster = %session.name, %error, "session ends: its identity is no longer believed");
+            session.close(code::REFUSED, "identity");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Clusters of one process for the tests of this room: real QUIC on loopback, stores in memory.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     net::SocketAddr,
     sync::{
         Arc,
@@ -267,21 +267,22 @@ async fn forward(front: Arc<UdpSocket>, target: SocketAddr, cut: Arc<AtomicBool>
         if cut.load(Ordering::SeqCst) {
             continue;
         }
-        if !backs.contains_key(&from) {
+        if let Entry::Vacant(vacant) = backs.entry(from) {
             let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("socket"));
             back.connect(target).await.expect("connects");
-            backs.insert(from, back.clone());
-            let (front, cut) = (front.clone(), cut.clone());
-            tasks.spawn(async move {
-                let mut buffer = vec![0; 65_536];
-                loop {
-                    let Ok(length) = back.recv(&mut buffer).await else { continue };
-                    if !cut.load(Ordering::SeqCst) {
-                        let _ = front.send_to(&buffer[..length], from).await;
-                    }
-                }
-            });
+            vacant.insert(back.clone());
+            tasks.spawn(backward(front.clone(), back, from, cut.clone()));
         }
         let _ = backs[&from].send(&buffer[..length]).await;
+    }
+}
+
+async fn backward(front: Arc<UdpSocket>, back: Arc<UdpSocket>, to: SocketAddr, cut: Arc<AtomicBool>) {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let Ok(length) = back.recv(&mut buffer).await else { continue };
+        if !cut.load(Ordering::SeqCst) {
+            let _ = front.send_to(&buffer[..length], to).await;
+        }
     }
 }

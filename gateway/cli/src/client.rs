@@ -34,7 +34,7 @@ const REASON_KEY: &str = "hanse-reason";
 pub enum ClientError {
     #[error(
         "there is no socket {}: is `hanse gateway` running? Its config names the socket (key `socket`, by default \
-         hanse.sock in data_dir); give it with --socket or HANSE_SOCKET",
+         /run/hanse/hanse.sock); give it with --socket or HANSE_SOCKET",
         .0.display()
     )]
     NoSocket(PathBuf),

@@ -129,6 +129,10 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     // The API.
     let (reloaded, mut changes) = watch::channel(None);
     let socket_path = settings.socket.clone();
+    if let Some(folder) = socket_path.parent() {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("socket {}: making its folder", socket_path.display()))?;
+    }
     let workload_uids = settings.workloads.iter().map(|(uid, _)| *uid);
     let socket = gateway_api::bind(&socket_path, Access::for_workloads(workload_uids))
         .with_context(|| format!("socket {}", socket_path.display()))?;

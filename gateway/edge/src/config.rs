@@ -11,6 +11,9 @@ use serde::Deserialize;
 
 /// Shortest life of an SVID that can be configured: below it renewal has no time to be retried.
 pub const SVID_TTL_MIN: Duration = Duration::from_secs(4);
+/// Where the manage API is unless the configuration says otherwise: outside of `data_dir`, which is closed to the
+/// workloads that enrol here.
+pub const SOCKET_DEFAULT: &str = "/run/hanse/hanse.sock";
 /// Longest life of an SVID that can be configured.
 pub const SVID_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -30,7 +33,7 @@ pub struct Config {
     /// `sled` (default) or `memory` (forgets everything at exit: for trials).
     #[serde(default)]
     pub store: StoreKind,
-    /// Unix socket of the manage API. Default `<data_dir>/hanse.sock`.
+    /// Unix socket of the manage API and of enrolment by uid. Default [`SOCKET_DEFAULT`], where the command line looks.
     pub socket: Option<PathBuf>,
     #[serde(default)]
     pub federation: Federation,
@@ -271,7 +274,7 @@ impl Config {
             return Err(wrong("kek_file", message));
         }
         Ok(Settings {
-            socket: self.socket.unwrap_or_else(|| self.data_dir.join("hanse.sock")),
+            socket: self.socket.unwrap_or_else(|| SOCKET_DEFAULT.into()),
             trust_domain,
             kek_file,
             store: self.store,
@@ -306,7 +309,7 @@ mod tests {
     fn a_name_and_a_folder_are_enough() {
         let settings = check("cluster = \"west\"\ndata_dir = \"/var/lib/hanse\"").expect("settings");
         assert_eq!(settings.trust_domain.as_str(), "west.mesh.internal");
-        assert_eq!(settings.socket, Path::new("/var/lib/hanse/hanse.sock"));
+        assert_eq!(settings.socket, Path::new(SOCKET_DEFAULT));
         assert_eq!(settings.svid_ttl, Duration::from_secs(3600));
         assert_eq!(settings.federation_listen, None);
     }

@@ -61,7 +61,7 @@ impl Records {
                 match self.verify(&raw, envelope) {
                     Verdict::Taken => {}
                     Verdict::Refused => refused += 1,
-                    Verdict::UnknownWriter(envelope) => later.push((raw, envelope)),
+                    Verdict::UnknownWriter(envelope) => later.push((raw, *envelope)),
                 }
             }
             waiting = later;
@@ -98,7 +98,9 @@ impl Records {
                 Err(error) => Err(error),
             }
         } else {
-            let Some(key) = self.keys.get(&envelope.record.writer) else { return Verdict::UnknownWriter(envelope) };
+            let Some(key) = self.keys.get(&envelope.record.writer) else {
+                return Verdict::UnknownWriter(Box::new(envelope));
+            };
             record::verify(envelope.record, Arc::clone(raw), &envelope.record_bytes, &envelope.signature, key)
         };
         let Ok(verified) = verified else { return Verdict::Refused };
@@ -119,7 +121,7 @@ impl Records {
 enum Verdict {
     Taken,
     Refused,
-    UnknownWriter(Envelope),
+    UnknownWriter(Box<Envelope>),
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use federation_model::{
     MemberTerms, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId, ReplicationKey, RuleState, SealingKey,
     SourcePattern, Timestamp, TokenId, TokenSecret, TrustBundle, Vector,
 };
-use proptest::{collection::vec, prelude::*};
 use prost::Message;
 
 use super::*;

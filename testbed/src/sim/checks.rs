@@ -62,7 +62,8 @@ pub(crate) fn publication(
 }
 
 fn is_of(crooked: Option<ClusterId>, domain: &federation_model::TrustDomain) -> bool {
-    crooked.is_some_and(|id| (0..8).any(|number| candidate(number).id == id && candidate(number).trust_domain == *domain))
+    crooked
+        .is_some_and(|id| (0..8).any(|number| candidate(number).id == id && candidate(number).trust_domain == *domain))
 }
 
 /// No log of an honest writer goes back.
@@ -169,11 +170,8 @@ pub(crate) fn quiet(
 }
 
 fn conflicts(snapshot: &Snapshot) -> Vec<(String, Vec<RecordId>)> {
-    let mut found: Vec<(String, Vec<RecordId>)> = snapshot
-        .conflicts
-        .iter()
-        .map(|conflict| (format!("{:?}", conflict.key), conflict.siblings.clone()))
-        .collect();
+    let mut found: Vec<(String, Vec<RecordId>)> =
+        snapshot.conflicts.iter().map(|conflict| (format!("{:?}", conflict.key), conflict.siblings.clone())).collect();
     found.sort();
     found
 }

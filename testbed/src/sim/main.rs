@@ -57,7 +57,8 @@ fn main() -> ExitCode {
     if let Some(first) = failed.first() {
         print_trace(first.seed, arguments.mutation);
     }
-    let total = |figure: fn(&world::Figures) -> u64| outcomes.iter().map(|outcome| figure(&outcome.figures)).sum::<u64>();
+    let total =
+        |figure: fn(&world::Figures) -> u64| outcomes.iter().map(|outcome| figure(&outcome.figures)).sum::<u64>();
     let summary = json!({
         "seeds": arguments.seeds,
         "failed": failed.len(),

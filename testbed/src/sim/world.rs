@@ -61,7 +61,12 @@ pub(crate) struct Figures {
 enum Event {
     /// A node carries out one effect, or takes one input.
     Step(usize),
-    Deliver { from: usize, to: usize, session: u64, message: Message },
+    Deliver {
+        from: usize,
+        to: usize,
+        session: u64,
+        message: Message,
+    },
     Write,
     Fault,
     Join(usize),
@@ -116,6 +121,8 @@ pub(crate) struct World {
     cut: BTreeSet<Pair>,
     sessions: BTreeMap<Pair, u64>,
     session: u64,
+    /// Sessions whose one end crashed: what it sent before still arrives.
+    lingering: BTreeSet<(u64, usize)>,
     /// When the last message of a direction arrives, for worlds in which none overtakes another.
     arrivals: BTreeMap<(usize, usize), u64>,
     /// Whether messages may be lost, doubled and overtaken within a session.
@@ -149,6 +156,7 @@ impl World {
             cut: BTreeSet::new(),
             sessions: BTreeMap::new(),
             session: 0,
+            lingering: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             wild: random.random_bool(0.4),
             calm: false,
@@ -168,7 +176,8 @@ impl World {
         self.found()?;
         for number in 1..self.nodes.len() {
             // Most join at the start; some come late.
-            let at = if self.random.random_bool(0.7) { number as u64 } else { self.random.random_range(1..STORM_MS / 2) };
+            let at =
+                if self.random.random_bool(0.7) { number as u64 } else { self.random.random_range(1..STORM_MS / 2) };
             self.at(at, Event::Join(number));
         }
         self.at(50, Event::Write);
@@ -344,7 +353,10 @@ impl World {
         self.figures.crashes += 1;
         self.node(number).crash();
         let sessions: Vec<Pair> = self.sessions.keys().copied().filter(|(a, b)| *a == number || *b == number).collect();
-        sessions.into_iter().for_each(|pair| self.disconnect(pair));
+        for pair in sessions {
+            self.lingering.extend(self.sessions.get(&pair).map(|session| (*session, number)));
+            self.disconnect(pair);
+        }
         // Often back before anybody told it anything.
         let ms = if self.random.random_bool(0.5) { 1 } else { self.random.random_range(1..3_000) };
         self.after(ms, Event::Restart(number));
@@ -456,7 +468,8 @@ impl World {
     }
 
     fn deliver(&mut self, from: usize, to: usize, session: u64, message: Message) {
-        if self.sessions.get(&pair(from, to)) != Some(&session) {
+        let up = self.sessions.get(&pair(from, to)) == Some(&session) || self.lingering.contains(&(session, from));
+        if !up || !self.node(to).is_up() {
             return;
         }
         let input = match message {

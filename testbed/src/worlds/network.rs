@@ -126,13 +126,7 @@ async fn forward(network: Network, cluster: String, front: Arc<UdpSocket>, targe
     }
 }
 
-async fn answer(
-    network: Network,
-    cluster: String,
-    front: Arc<UdpSocket>,
-    socket: Arc<UdpSocket>,
-    client: SocketAddr,
-) {
+async fn answer(network: Network, cluster: String, front: Arc<UdpSocket>, socket: Arc<UdpSocket>, client: SocketAddr) {
     let mut packet = vec![0; DATAGRAM_BYTES_MAX];
     loop {
         let Ok(length) = socket.recv(&mut packet).await else { continue };

@@ -35,7 +35,12 @@ impl Workload {
     ///
     /// # Errors
     /// It was refused, or did not start.
-    pub async fn by_token(world: &World, cluster: &Cluster, account: &str, serves: Option<Serving<'_>>) -> Result<Self> {
+    pub async fn by_token(
+        world: &World,
+        cluster: &Cluster,
+        account: &str,
+        serves: Option<Serving<'_>>,
+    ) -> Result<Self> {
         let folder = world.folder(&format!("{account}.{}", cluster.name))?;
         let token = cluster.run(&["workload", "token", account]).await?;
         let file = folder.join("token");
@@ -68,10 +73,7 @@ impl Workload {
         if let Some((service, port)) = serves {
             let started = EchoApp::start().await?;
             text.push_str(&format!("[inbound]\nlisten = \"{}\"\n\n", ports::free()?));
-            text.push_str(&format!(
-                "[[serve]]\nservice = {service:?}\nport = {port}\napp = \"{}\"\n",
-                started.address
-            ));
+            text.push_str(&format!("[[serve]]\nservice = {service:?}\nport = {port}\napp = \"{}\"\n", started.address));
             app = Some(started);
         }
         std::fs::write(folder.join("sidecar.toml"), text)?;

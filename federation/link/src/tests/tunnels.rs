@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     Event, Limits,
+    limits::TUNNELS_QUEUE,
     testing::{Cluster, Disk, SOON, Setup, limits, until},
 };
 
@@ -93,7 +94,19 @@ async fn a_member_without_a_session_takes_no_tunnel() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tunnels_are_bounded_and_a_full_queue_resets() {
+async fn tunnels_that_nobody_takes_are_reset_once_the_queue_is_full() {
+    let (east, west) = pair().await;
+    let mut held = Vec::new();
+    for _ in 0..TUNNELS_QUEUE {
+        held.push(soon(east.link.open_tunnel(west.id())).await.expect("opens"));
+    }
+    until("all wait to be taken", || west.link.statuses()[0].tunnels as usize == TUNNELS_QUEUE).await;
+    let mut surplus = soon(east.link.open_tunnel(west.id())).await.expect("opens");
+    soon(surplus.read_to_end(&mut Vec::new())).await.expect_err("reset as overloaded");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tunnels_of_one_session_are_bounded() {
     let bounded = || Setup { limits: Limits { tunnels_max: 8, ..limits() }, ..Setup::default() };
     let east = Cluster::open(Disk::new("east"), bounded()).await;
     let mut west = Cluster::open(Disk::new("west"), Setup { listen: None, ..bounded() }).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use federation_model::{Audience, Body, Export, RecordId, ServiceRef};
+use federation_model::{Audience, Body, Export, RecordId, ServiceRef, TrustBundle};
 use federation_store::{Kind, memory};
 
 use crate::{
@@ -266,4 +266,50 @@ async fn what_only_others_may_write_is_not_written_by_hand() {
         east.link.write(Audience::Law, body, "x".repeat(300)).await.expect_err("author too long")
     };
     assert_eq!(error.reason(), "bounds");
+    let terms = Body::Terms(federation_model::MemberTerms::default());
+    let error = east.link.write(Audience::All, terms, "test".into()).await.expect_err("law is for all to read");
+    assert_eq!(error.reason(), "audience");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_that_its_owner_withdraws_ends_the_sessions_that_stand_on_it() {
+    let (east, west) = (Cluster::start("east").await, Cluster::start("west").await);
+    west.join(&east).await;
+    east.linked(&west).await;
+    // An empty bundle revokes every SVID of the domain (SPIFFE bundle, 4.1.4).
+    let bundle = TrustBundle { trust_domain: west.disk.domain.clone(), sequence: 2, roots: Vec::new() };
+    west.link.write(Audience::Law, Body::Bundle(bundle), "test".into()).await.expect("written");
+    until("east believes west no more", || east.link.session_peer(west.id()).is_none()).await;
+    let error = east.link.open_tunnel(west.id()).await.expect_err("no session");
+    assert_eq!(error.reason(), "no_session");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_records_reach_a_late_joiner_in_one_answer_and_a_member_that_was_away() {
+    let east = Cluster::start("east").await;
+    let mut writes = tokio::task::JoinSet::new();
+    for number in 0..3_000 {
+        let link = east.link.clone();
+        writes.spawn(async move {
+            let rule = federation_model::Intention {
+                key: crate::testing::rule(&format!("w{number}")),
+                state: federation_model::RuleState::Is(federation_model::Action::Deny),
+            };
+            link.write(Audience::Law, Body::Intention(rule), "test".into()).await.expect("written")
+        });
+    }
+    writes.join_all().await;
+    let west = Cluster::start("west").await;
+    west.join(&east).await;
+    west.holds("w2999").await;
+    let (one, other) = (east.link.records(), west.link.records());
+    let north = Cluster::open(Disk::new("north"), Setup::outbound_only()).await;
+    north.join(&west).await;
+    north.holds("w0").await;
+    north.holds("w2999").await;
+    until("all hold the same", || {
+        let count = one.borrow().len();
+        count > 3_000 && other.borrow().len() == count && north.link.records().borrow().len() == count
+    })
+    .await;
 }

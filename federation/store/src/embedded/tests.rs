@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{FileExt, PermissionsExt, symlink},
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
 };
@@ -18,7 +18,7 @@ use super::{
     table::Table,
     writer::{Request, SharedDamage, What, Writer},
 };
-use crate::{Change, Damage, Expect, Key, Kind, OpenError, Revision, Store, StoreError, contract};
+use crate::{Change, Expect, Key, Kind, OpenError, Revision, Store, StoreError, contract};
 
 mod damaged;
 mod room;

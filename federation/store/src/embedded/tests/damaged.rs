@@ -191,7 +191,7 @@ fn a_row_that_changes_while_the_store_is_open_is_found_when_it_is_read() {
     assert_eq!(damage, []);
     let sound = engine.get(&raw(2, "r4")).expect("get").expect("row");
     let mut altered = sound.clone();
-    altered[60] ^= 1;
+    altered[52] ^= 1;
     let cut = sound[..20].to_vec();
     for bad in [None, Some(altered), Some(cut), Some(Vec::new())] {
         engine.write(vec![(raw(2, "r4"), bad.clone())]).expect("write");

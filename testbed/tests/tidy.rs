@@ -1,0 +1,201 @@
+//! The house rules that a compiler does not know: who may call what, who may use whom, and how a file starts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+/// Calls that make a proof out of nothing, and the one room that may: it has just checked what they assert.
+const ASSERTIONS: [&str; 2] = ["VerifiedPeer::assertion(", "Authentic::assertion("];
+const ASSERTING_ROOM: &str = "federation/identity/src/";
+/// Heavy packages and their one owner, as docs/architecture.md says below its table.
+const OWNED: [(&str, &str); 4] = [
+    ("sled", "federation-store"),
+    ("quinn", "federation-link"),
+    ("rcgen", "federation-identity"),
+    ("hickory", "gateway-dns"),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("testbed lies in the workspace").to_owned()
+}
+
+/// Every Rust file of the workspace: its path from the root, and its text.
+fn files() -> Vec<(String, String)> {
+    let root = root();
+    let mut found = Vec::new();
+    let mut folders: Vec<PathBuf> =
+        ["proto", "federation", "gateway", "testbed"].iter().map(|room| root.join(room)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder of the workspace") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                // A build folder, should somebody build inside a crate.
+                if path.file_name().is_some_and(|name| name != "target") {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
+                found.push((name, std::fs::read_to_string(&path).expect("UTF-8")));
+            }
+        }
+    }
+    found.sort();
+    assert!(found.len() > 100, "only {} files were found below {}", found.len(), root.display());
+    found
+}
+
+/// Lines of code, without comments and the quoted text of this very test.
+fn calls(text: &str, call: &str) -> bool {
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).any(|code| code.contains(call))
+}
+
+#[test]
+fn only_identity_asserts_that_something_is_proved() {
+    let mut wrong = Vec::new();
+    let mut inside = 0;
+    for (name, text) in files() {
+        for call in ASSERTIONS.into_iter().filter(|call| calls(&text, call)) {
+            if name.starts_with(ASSERTING_ROOM) {
+                inside += 1;
+            } else if name != "testbed/tests/tidy.rs" {
+                wrong.push(format!("{name} calls {call}"));
+            }
+        }
+    }
+    assert!(inside > 0, "identity asserts nothing any more: were the constructors renamed?");
+    assert!(wrong.is_empty(), "only {ASSERTING_ROOM} may assert a proof:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_file_says_first_what_it_is() {
+    let wrong: Vec<String> =
+        files().into_iter().filter(|(_, text)| !text.starts_with("//!")).map(|(name, _)| name).collect();
+    assert!(wrong.is_empty(), "these do not start with `//!`:\n{}", wrong.join("\n"));
+}
+
+/// What each crate of the workspace depends on, by the names in its manifest; and which crates are of the workspace.
+fn dependencies() -> BTreeMap<String, (PathBuf, BTreeSet<String>)> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let packages = metadata["packages"].as_array().expect("packages");
+    packages
+        .iter()
+        .map(|package| {
+            let manifest = PathBuf::from(text(&package["manifest_path"]));
+            let folder =
+                manifest.parent().expect("a folder").strip_prefix(root()).expect("in the workspace").to_owned();
+            let uses = package["dependencies"].as_array().expect("dependencies").iter();
+            (text(&package["name"]), (folder, uses.map(|dependency| text(&dependency["name"])).collect()))
+        })
+        .collect()
+}
+
+/// The table of doors: room, and what it may use, as they stand in docs/architecture.md.
+fn doors() -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(root().join("docs/architecture.md")).expect("docs/architecture.md");
+    let section = text.split("\n## Doors\n").nth(1).expect("a section called Doors");
+    let section = section.split("\n## ").next().expect("its text");
+    let rows = section.lines().filter(|line| line.starts_with('|')).skip(2);
+    rows.map(|row| {
+        let mut cells = row.trim_matches('|').split('|').map(str::trim);
+        let (room, uses) = (cells.next().expect("a room"), cells.next().expect("what it may use"));
+        (room.to_owned(), uses.to_owned())
+    })
+    .collect()
+}
+
+/// Last word of a room's path: what the table calls it in its second column.
+fn short(folder: &Path) -> String {
+    folder.file_name().expect("a name").to_string_lossy().into_owned()
+}
+
+/// Whether a cell of the table lets a crate use the room called `used`, in folder `folder`.
+fn allows(cell: &str, used: &str, folder: &Path, programs: &[&str]) -> bool {
+    match cell {
+        "nothing" => false,
+        "all libraries" => !programs.contains(&used),
+        all if all.starts_with("all but ") => {
+            let but = all.trim_start_matches("all but ");
+            !but.split([',', ' ']).any(|word| word == used)
+        }
+        list => list.split(',').map(str::trim).any(|entry| {
+            let room = entry.split("'s ").next().unwrap_or_default();
+            room == used || Path::new(room) == folder
+        }),
+    }
+}
+
+#[test]
+fn no_crate_uses_one_that_the_table_of_doors_does_not_give_it() {
+    let (crates, doors) = (dependencies(), doors());
+    // Programs are not libraries, and who may use one is named one by one.
+    let programs = ["edge", "sidecar", "cli", "demo", "hanse", "testbed"];
+    let mut wrong = Vec::new();
+    for (name, (folder, uses)) in &crates {
+        let room = folder.to_string_lossy().into_owned();
+        let Some(cell) = doors.get(&room) else {
+            wrong.push(format!("{room} is not in the table"));
+            continue;
+        };
+        for used in uses.iter().filter(|used| *used != name) {
+            if let Some((used_folder, _)) = crates.get(used)
+                && !allows(cell, &short(used_folder), used_folder, &programs)
+            {
+                wrong.push(format!("{room} uses {}, and may use: {cell}", used_folder.display()));
+            }
+        }
+    }
+    for room in doors.keys() {
+        if !crates.values().any(|(folder, _)| folder == Path::new(room)) {
+            wrong.push(format!("{room} is in the table and not in the workspace"));
+        }
+    }
+    assert!(wrong.is_empty(), "docs/architecture.md and the manifests differ:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_heavy_package_is_used_by_its_owner_alone() {
+    let mut wrong = Vec::new();
+    for (package, owner) in OWNED {
+        let mut owned = false;
+        for (name, (_, uses)) in dependencies() {
+            let family = |used: &String| used == package || used.starts_with(&format!("{package}-"));
+            if uses.iter().any(family) {
+                if name == owner { owned = true } else { wrong.push(format!("{name} uses {package}, {owner} owns it")) }
+            }
+        }
+        assert!(owned, "{owner} does not use {package} any more: mend this table");
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_reading_of_the_table_can_say_no() {
+    let (programs, folder) = (["cli", "demo"], Path::new("federation/link"));
+    for (cell, wanted) in [
+        ("nothing", false),
+        ("all libraries", true),
+        ("all but cli and demo", true),
+        ("all but link", false),
+        ("model, proto", false),
+        ("model, link", true),
+        ("proto, cli, link's probe", true),
+    ] {
+        assert_eq!(allows(cell, "link", folder, &programs), wanted, "{cell}");
+    }
+    assert!(!allows("all libraries", "cli", Path::new("gateway/cli"), &programs));
+    assert!(!allows("all but cli and demo", "demo", Path::new("gateway/demo"), &programs));
+    assert!(calls("let p = Authentic::assertion(x);", ASSERTIONS[1]));
+    assert!(!calls("// Authentic::assertion( is for identity", ASSERTIONS[1]));
+}
