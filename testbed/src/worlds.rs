@@ -31,6 +31,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Lines of each log that are told when a story fails.
 const LAST_WORDS: usize = 25;
 
+/// Why a story failed. Its `Debug` is plain text, since that is what a failed test prints.
+pub struct Failure(String);
+
+impl std::fmt::Debug for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Where the processes of one story live: a temporary folder and the network between its clusters.
 pub struct World {
     folder: TempDir,
@@ -43,14 +52,14 @@ impl World {
     ///
     /// # Errors
     /// The story failed or took too long.
-    pub async fn tell(limit: Duration, story: impl AsyncFnOnce(&World) -> Result<()>) -> Result<()> {
-        let world =
-            Self { folder: tempfile::Builder::new().prefix("hanse-testbed-").tempdir()?, network: Network::default() };
+    pub async fn tell(limit: Duration, story: impl AsyncFnOnce(&World) -> Result<()>) -> Result<(), Failure> {
+        let folder = tempfile::Builder::new().prefix("hanse-testbed-").tempdir();
+        let world = Self { folder: folder.map_err(|error| Failure(error.to_string()))?, network: Network::default() };
         let told = match timeout(limit, story(&world)).await {
             Ok(told) => told,
             Err(_) => Err(anyhow::anyhow!("the story did not end within {limit:?}")),
         };
-        told.map_err(|error| anyhow::anyhow!("{error:#}\n{}", world.last_words()))
+        told.map_err(|error| Failure(format!("{error:#}\n{}", world.last_words())))
     }
 
     /// The network between the clusters whose plan says that they are relayed.

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use testbed::worlds::{Answer, CONVERGE, Cluster, Plan, World, link, until};
+use testbed::worlds::{Answer, CONVERGE, Cluster, Failure, Plan, World, link, until};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -21,18 +21,18 @@ use tokio::{
 const KILLS: usize = 50;
 /// Writers at the same time: one reply may be on its way while the next record is being written.
 const WRITERS: usize = 2;
-/// Rules that share a key: later writes replace earlier ones, as operators do.
-const KEYS: usize = 40;
+/// Destinations that the rules name, in turn.
+const SERVICES: usize = 40;
 /// How long the edge may take to take writes again after a kill.
 const BACK_LIMIT: Duration = Duration::from_secs(20);
 /// Pause of a writer that found no gateway.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// What was acknowledged, by key: the last number for which the verb ended with 0.
+/// What was acknowledged: the records for which the verb ended with 0.
 #[derive(Default)]
 struct Acknowledged {
     count: AtomicUsize,
-    failed: AtomicUsize,
+    refused: AtomicUsize,
     rules: Mutex<BTreeSet<String>>,
 }
 
@@ -42,7 +42,7 @@ async fn write(socket: &Path, writer: usize, seen: &Acknowledged, stop: &AtomicB
     while !stop.load(Ordering::Relaxed) {
         number += 1;
         let source = format!("w{writer}n{number}.load.east");
-        let destination = format!("s{}.load.east", number % KEYS);
+        let destination = format!("s{}.load.east", number % SERVICES);
         let answer = Answer::of(socket, &["intention", "allow", &source, &destination, "-o", "json"]).await?;
         match answer.code {
             0 => {
@@ -52,7 +52,7 @@ async fn write(socket: &Path, writer: usize, seen: &Acknowledged, stop: &AtomicB
             }
             // Not there, gone in the middle, or not ready: nothing was promised.
             3 | 5 => {
-                seen.failed.fetch_add(1, Ordering::Relaxed);
+                seen.refused.fetch_add(1, Ordering::Relaxed);
                 sleep(RETRY).await;
             }
             other => bail!("exit code {other}: {}", answer.words),
@@ -78,7 +78,7 @@ async fn ids(cluster: &Cluster) -> Result<BTreeSet<String>> {
 }
 
 #[tokio::test]
-async fn fifty_kills_of_an_edge_during_writes_lose_nothing_that_was_acknowledged() -> Result<()> {
+async fn fifty_kills_of_an_edge_during_writes_lose_nothing_that_was_acknowledged() -> Result<(), Failure> {
     World::tell(Duration::from_secs(150), async |world| {
         let (mut east, west) = tokio::try_join!(
             Cluster::start(world, Plan::new("east").relayed()),
@@ -135,7 +135,7 @@ async fn fifty_kills_of_an_edge_during_writes_lose_nothing_that_was_acknowledged
             "{KILLS} kills in {:.1} s: {} writes acknowledged, {} not, {} rules kept (seed {seed})",
             took.as_secs_f64(),
             acknowledged.len(),
-            seen.failed.load(Ordering::Relaxed),
+            seen.refused.load(Ordering::Relaxed),
             kept.len()
         );
         Ok(())

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Result, ensure};
-use testbed::worlds::{CONVERGE, Cluster, Plan, World, link, until};
+use testbed::worlds::{CONVERGE, Cluster, Failure, Plan, World, link, until};
 
 const WEB: &str = "web.shop.east";
 const PAYMENTS: &str = "payments.billing.west";
@@ -67,7 +67,8 @@ async fn three(world: &World) -> Result<[Cluster; 3]> {
 }
 
 #[tokio::test]
-async fn rules_written_on_both_sides_of_a_cut_converge_and_the_conflict_denies_until_it_is_resolved() -> Result<()> {
+async fn rules_written_on_both_sides_of_a_cut_converge_and_the_conflict_denies_until_it_is_resolved()
+-> Result<(), Failure> {
     World::tell(Duration::from_secs(120), async |world| {
         let [east, west, onprem] = three(world).await?;
         world.network().cut("east", "west");
@@ -114,7 +115,7 @@ async fn rules_written_on_both_sides_of_a_cut_converge_and_the_conflict_denies_u
         for cluster in [&east, &west, &onprem] {
             until(&format!("{} sees it resolved", cluster.name), CONVERGE, async || {
                 let shown = versions(cluster, WEB, PAYMENTS).await?;
-                ensure!(shown == one, "it shows {shown:?}");
+                ensure!(shown == one, "it shows {shown:?} in {:#?}", law(cluster).await?);
                 Ok(())
             })
             .await?;
@@ -128,7 +129,7 @@ async fn rules_written_on_both_sides_of_a_cut_converge_and_the_conflict_denies_u
 }
 
 #[tokio::test]
-async fn two_that_cannot_reach_each_other_keep_one_law_through_a_common_neighbour() -> Result<()> {
+async fn two_that_cannot_reach_each_other_keep_one_law_through_a_common_neighbour() -> Result<(), Failure> {
     World::tell(Duration::from_secs(120), async |world| {
         let [east, west, onprem] = three(world).await?;
         world.network().cut("east", "west");
@@ -145,7 +146,7 @@ async fn two_that_cannot_reach_each_other_keep_one_law_through_a_common_neighbou
 }
 
 #[tokio::test]
-async fn an_edge_killed_behind_the_cut_brings_its_rules_along_when_it_heals() -> Result<()> {
+async fn an_edge_killed_behind_the_cut_brings_its_rules_along_when_it_heals() -> Result<(), Failure> {
     World::tell(Duration::from_secs(120), async |world| {
         let [mut east, west, onprem] = three(world).await?;
         world.network().cut("east", "west");

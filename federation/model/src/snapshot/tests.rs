@@ -179,7 +179,23 @@ fn a_bundle_is_taken_from_its_owner_alone_and_never_rolls_back() {
     let snapshot = world.snapshot();
     let held = snapshot.bundles.get(&domain(1)).expect("west's bundle");
     assert_eq!((held.sequence, held.roots.clone()), (7, vec![vec![1], vec![2]]));
-    assert!(snapshot.bundles.get(&domain(0)).is_none());
+}
+
+#[test]
+fn until_its_own_bundle_comes_a_member_is_known_by_the_root_of_its_admission() {
+    let mut world = world();
+    let held = |world: &World| {
+        let bundle = world.snapshot().bundles.get(&domain(2)).cloned().expect("onprem's bundle");
+        (bundle.sequence, bundle.roots)
+    };
+    assert_eq!(held(&world), (0, vec![vec![2]]));
+    assert!(world.snapshot().bundles.get(&domain(0)).is_some(), "and so is the founder");
+    let revoked = world.onprem.law(bundle(2, 1, &[]));
+    world.add(revoked);
+    assert_eq!(held(&world), (1, vec![]), "an empty bundle revokes that root too");
+    let again = world.west.admit(2, false);
+    world.add(again);
+    assert_eq!(held(&world), (1, vec![]), "and no second admission brings it back");
 }
 
 #[test]
