@@ -6,6 +6,8 @@ use anyhow::{Result, ensure};
 use testbed::worlds::{CONVERGE, Cluster, Failure, Plan, World, link, until};
 
 const WEB: &str = "web.shop.east";
+const CLERK: &str = "clerk.books.onprem";
+const BATCH: &str = "batch.shop.east";
 const PAYMENTS: &str = "payments.billing.west";
 
 /// Every rule as a cluster lists it, whatever only that cluster may say about it left out.
@@ -33,6 +35,25 @@ async fn until_state(cluster: &Cluster, other: &str, up: bool) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Everywhere these versions stand under the pair, and the call is decided so.
+async fn until_versions(
+    clusters: [&Cluster; 3],
+    source: &str,
+    wanted: &BTreeSet<(String, String, bool)>,
+    allowed: bool,
+) -> Result<()> {
+    for cluster in clusters {
+        until(&format!("{source}'s rules at {} are as written last", cluster.name), CONVERGE, async || {
+            let shown = versions(cluster, source, PAYMENTS).await?;
+            ensure!(shown == *wanted, "it shows {shown:?} in {:#?}", law(cluster).await?);
+            Ok(())
+        })
+        .await?;
+        cluster.until_check(source, PAYMENTS, allowed).await?;
+    }
+    Ok(())
 }
 
 /// All three list the very same records.
@@ -79,47 +100,57 @@ async fn rules_written_on_both_sides_of_a_cut_converge_and_the_conflict_denies_u
         }
         until_state(&west, "onprem", true).await?;
 
-        // Two lawmakers, one key, each in good faith; and on each side a rule that nobody else speaks about.
-        east.run(&["intention", "deny", WEB, PAYMENTS]).await?;
-        east.run(&["intention", "deny", "batch.shop.east", PAYMENTS]).await?;
-        onprem.run(&["intention", "allow", WEB, PAYMENTS]).await?;
-        west.run(&["intention", "allow", "clerk.books.onprem", PAYMENTS]).await?;
+        // Two lawmakers, one key, each in good faith, twice: about a caller of the third, and about a caller of east's own.
+        // And on each side a rule that nobody else speaks about.
+        for caller in [CLERK, WEB] {
+            east.run(&["intention", "deny", caller, PAYMENTS]).await?;
+            onprem.run(&["intention", "allow", caller, PAYMENTS]).await?;
+        }
+        east.run(&["intention", "deny", BATCH, PAYMENTS]).await?;
+        west.run(&["intention", "allow", "auditor.books.onprem", PAYMENTS]).await?;
         for cluster in [&west, &onprem] {
-            cluster.until_check(WEB, PAYMENTS, true).await?;
-            cluster.until_check("clerk.books.onprem", PAYMENTS, true).await?;
-            let known = versions(cluster, "batch.shop.east", PAYMENTS).await?;
+            for caller in [CLERK, WEB, "auditor.books.onprem"] {
+                cluster.until_check(caller, PAYMENTS, true).await?;
+            }
+            let known = versions(cluster, BATCH, PAYMENTS).await?;
             ensure!(known.is_empty(), "{} knows what east wrote behind the cut: {known:?}", cluster.name);
         }
-        ensure!(!east.check(WEB, PAYMENTS).await?.0, "east does not enforce its own deny");
-        ensure!(versions(&east, WEB, PAYMENTS).await?.len() == 1, "east knows what was written behind the cut");
+        for caller in [CLERK, WEB] {
+            ensure!(!east.check(caller, PAYMENTS).await?.0, "east does not enforce its own deny");
+            let known = versions(&east, caller, PAYMENTS).await?;
+            ensure!(known.len() == 1, "east knows what was written behind the cut: {known:?}");
+        }
 
         world.network().heal();
         until_one_law([&east, &west, &onprem]).await?;
         let both = BTreeSet::from([("east".into(), "deny".into(), true), ("onprem".into(), "allow".into(), true)]);
         for cluster in [&east, &west, &onprem] {
             let name = &cluster.name;
-            let shown = versions(cluster, WEB, PAYMENTS).await?;
-            ensure!(shown == both, "{name} shows {shown:?} for the conflict");
-            cluster.until_check(WEB, PAYMENTS, false).await?;
-            cluster.until_check("clerk.books.onprem", PAYMENTS, true).await?;
-            cluster.until_check("batch.shop.east", PAYMENTS, false).await?;
+            for caller in [CLERK, WEB] {
+                let shown = versions(cluster, caller, PAYMENTS).await?;
+                ensure!(shown == both, "{name} shows {shown:?} for the conflict about {caller}");
+                cluster.until_check(caller, PAYMENTS, false).await?;
+            }
+            cluster.until_check("auditor.books.onprem", PAYMENTS, true).await?;
+            cluster.until_check(BATCH, PAYMENTS, false).await?;
             let words = cluster.ask(&["intention", "list"]).await?.words;
             ensure!(words.contains("side by side") && words.contains("Write the intention again"), "{name}: {words:?}");
             let status = cluster.json(&["status"]).await?;
-            ensure!(status["conflicts"].as_u64() > Some(0), "{name}'s status shows no conflict: {status}");
+            ensure!(status["conflicts"] == 2, "{name}'s status does not show two conflicts: {status}");
         }
 
-        // Written over by one who saw both: one version is left, and it is in force.
-        onprem.run(&["intention", "allow", WEB, PAYMENTS]).await?;
+        // Written over by a lawmaker who saw both: one version is left, and it is in force.
         let one = BTreeSet::from([("onprem".into(), "allow".into(), false)]);
+        onprem.run(&["intention", "allow", CLERK, PAYMENTS]).await?;
+        until_versions([&east, &west, &onprem], CLERK, &one, true).await?;
+        // What east restricts for its own accounts nobody lifts but east.
+        onprem.run(&["intention", "allow", WEB, PAYMENTS]).await?;
+        until_one_law([&east, &west, &onprem]).await?;
+        until_versions([&east, &west, &onprem], WEB, &both, false).await?;
+        east.run(&["intention", "allow", WEB, PAYMENTS]).await?;
+        let one = BTreeSet::from([("east".into(), "allow".into(), false)]);
+        until_versions([&east, &west, &onprem], WEB, &one, true).await?;
         for cluster in [&east, &west, &onprem] {
-            until(&format!("{} sees it resolved", cluster.name), CONVERGE, async || {
-                let shown = versions(cluster, WEB, PAYMENTS).await?;
-                ensure!(shown == one, "it shows {shown:?} in {:#?}", law(cluster).await?);
-                Ok(())
-            })
-            .await?;
-            cluster.until_check(WEB, PAYMENTS, true).await?;
             let status = cluster.json(&["status"]).await?;
             ensure!(status["conflicts"] == 0, "{}'s status still shows a conflict: {status}", cluster.name);
         }

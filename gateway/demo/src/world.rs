@@ -86,6 +86,10 @@ impl World {
             SVID_TTL.as_secs(),
             free_tcp()?,
         );
+        if key != name {
+            // Another cluster that took the name: its root and its trust domain are its own.
+            text = format!("trust_domain = \"{key}.mesh.internal\"\n{text}");
+        }
         if inbound {
             // One listener of each family, so that both are used.
             let address = if key == "west" { free_udp_six()? } else { free_udp()? };
