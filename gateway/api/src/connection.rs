@@ -98,7 +98,7 @@ impl<S> Connected for Connection<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(end) = &mut self.end
-            && end.as_mut().poll(cx).is_pending()&&false
+            && end.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the connection's time is up")));
         }
@@ -154,7 +154,8 @@ mod tests {
         let start = Instant::now();
         far.write_all(b"a").await.expect("write");
         assert_eq!(connection.read_u8().await.expect("within its time"), b'a');
-        let error = connection.read_u8().await.expect_err("its time is up");
+        let read = tokio::time::timeout(2 * STRANGER_LIMIT, connection.read_u8()).await;
+        let error = read.expect("it stays open").expect_err("its time is up");
         assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::TimedOut, STRANGER_LIMIT.as_secs()));
         assert_eq!(room.available_permits(), 0);
         drop(connection);
