@@ -30,19 +30,22 @@ async fn token_state(issuer: &Cluster, joiner: &str) -> Result<String> {
 #[tokio::test]
 async fn a_used_token_is_worth_nothing_to_another_cluster_nor_to_the_one_that_used_it() -> Result<(), Failure> {
     World::tell(LIMIT, async |world| {
-        let (east, west, thief) = tokio::try_join!(
+        let (east, west, thief, liar) = tokio::try_join!(
             Cluster::start(world, Plan::new("east").inbound()),
             Cluster::start(world, Plan::new("west")),
             Cluster::start(world, Plan::new("west").under("thief")),
+            Cluster::start(world, Plan::new("west").under("liar").trust_domain("liar.example.com")),
         )?;
         let token = east.token("west", &[]).await?;
         west.join(&token, &[]).await?.done()?;
         ensure!(token_state(&east, "west").await? == "used", "the token is not used up");
 
         // Another cluster that calls itself west too.
-        let words = thief.join(&token, &[]).await?;
-        words.refused(FAILED, &["used already", "ask for a new one", "hanse link token west"])?;
+        thief.join(&token, &[]).await?.refused(FAILED, &["was the token used by another cluster of this name?"])?;
         is_alone(&thief).await?;
+        // One that did not even take the same trust domain.
+        liar.join(&token, &[]).await?.refused(FAILED, &["used", "ask for a new one"])?;
+        is_alone(&liar).await?;
         west.join(&token, &[]).await?.refused(FAILED, &["other member", "one federation at a time"])?;
         let members = east.list(&["cluster", "list"], "clusters").await?;
         ensure!(members.len() == 2, "east has {members:?}");
@@ -88,7 +91,7 @@ async fn tokens_that_cannot_work_are_refused_with_what_to_do_instead() -> Result
         let half = good.get(..good.len() / 2).context("a token is ASCII")?;
         let short = good.get(..good.len() - 1).context("a token is ASCII")?;
         for (text, wanted) in [
-            ("", "paste the whole line"),
+            ("", "hanse link token"),
             ("open sesame", "paste the whole line"),
             (half, "copy it again"),
             (short, "copy it again"),

@@ -18,10 +18,10 @@ use std::{
     sync::Arc,
 };
 
-use self::log::{Log, Place};
+use self::log::Log;
 use crate::{
-    Admission, Audience, Authentic, Body, ClusterId, Digest, EPOCHS_MAX, FederationId, Head, Intention, LOGS_MAX,
-    Position, REPLACES_MAX, Record, RecordId, RecordKey, ReplicationKey, Vector, roll,
+    Audience, Authentic, Body, ClusterId, Digest, EPOCHS_MAX, FederationId, Head, Intention, Position, REPLACES_MAX,
+    Record, RecordId, RecordKey, ReplicationKey, Vector, roll,
     standing::{self, Capacities, Version},
 };
 

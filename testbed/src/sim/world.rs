@@ -9,13 +9,12 @@ mod writing;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
-    sync::Arc,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use federation_model::{
     Accept, Admission, Audience, Authentic, Body, ClusterId, Digest, Effect, FederationId, IntentionKey, MemberTerms,
-    Message, Mutation, Position, Record, Timestamp, TrustBundle, fold,
+    Message, Mutation, Position, Record, TrustBundle, fold,
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 

@@ -34,6 +34,7 @@ pub struct Plan {
     relayed: bool,
     fixed: bool,
     svid_ttl: Option<Duration>,
+    trust_domain: Option<String>,
     more: String,
 }
 
@@ -47,6 +48,7 @@ impl Plan {
             relayed: false,
             fixed: true,
             svid_ttl: None,
+            trust_domain: None,
             more: String::new(),
         }
     }
@@ -78,6 +80,12 @@ impl Plan {
     /// Life of its SVIDs; the program's default if left out.
     pub fn svid_ttl(mut self, ttl: Duration) -> Self {
         self.svid_ttl = Some(ttl);
+        self
+    }
+
+    /// Its trust domain; `<name>.mesh.internal` if left out.
+    pub fn trust_domain(mut self, domain: &str) -> Self {
+        self.trust_domain = Some(domain.into());
         self
     }
 
@@ -119,6 +127,9 @@ impl Cluster {
             folder.join("data"),
             folder.join("kek"),
         );
+        if let Some(domain) = &plan.trust_domain {
+            text.push_str(&format!("trust_domain = {domain:?}\n\n"));
+        }
         if plan.fixed {
             text.push_str(&format!(
                 "[mesh]\nlisten = \"{}\"\n\n[discovery]\nlisten = \"{discovery}\"\n\n",
