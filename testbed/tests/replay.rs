@@ -93,8 +93,8 @@ async fn tokens_that_cannot_work_are_refused_with_what_to_do_instead() -> Result
         for (text, wanted) in [
             ("", "hanse link token"),
             ("open sesame", "paste the whole line"),
-            (half, "copy it again"),
-            (short, "copy it again"),
+            (half, "cut or changed on its way"),
+            (short, "cut or changed on its way"),
             (&good.replace("hanse1.", "hanse1.!"), "copy it again"),
             (workload.trim(), "hanse link token"),
             (&"x".repeat(5000), "at most 4096"),

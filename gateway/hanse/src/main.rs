@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use gateway_cli::{Globals, Operator};
 
 /// Links clusters into a federation: each keeps its own root of trust, together they keep one law.
@@ -52,7 +52,9 @@ fn main() -> ExitCode {
                 gateway_sidecar::run(&run.config, run.check_config).await.map(|()| ExitCode::SUCCESS)
             }
             Program::Demo(demo) => gateway_demo::run(demo).await,
-            Program::Operator(verb) => Ok(ExitCode::from(gateway_cli::run(verb, arguments.globals).await)),
+            Program::Operator(verb) => {
+                Ok(ExitCode::from(gateway_cli::run_as(verb, arguments.globals, Arguments::command()).await))
+            }
         }
     });
     outcome.unwrap_or_else(|error| failed(&error))
