@@ -94,10 +94,15 @@ impl World {
     }
 }
 
+/// The last lines of a log, and the last ones before them that tell of trouble.
 fn tail(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    lines.iter().skip(lines.len().saturating_sub(LAST_WORDS)).map(|line| format!("{line}\n")).collect()
+    let (before, last) = lines.split_at(lines.len().saturating_sub(LAST_WORDS));
+    let trouble = |line: &&&str| [" WARN ", " ERROR ", "denied"].iter().any(|word| line.contains(word));
+    let troubles: Vec<&&str> = before.iter().filter(trouble).collect();
+    let troubles = troubles.iter().skip(troubles.len().saturating_sub(LAST_WORDS));
+    troubles.map(|line| **line).chain(last.iter().copied()).map(|line| format!("{line}\n")).collect()
 }
 
 /// Looks until `probe` gives a value, at most for `limit`; the last error says what was missing.

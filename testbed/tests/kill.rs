@@ -1,7 +1,7 @@
 //! Fifty times kill -9 of an edge while rules are written to it: what was acknowledged is there, here and elsewhere.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -32,7 +32,8 @@ const RETRY: Duration = Duration::from_millis(10);
 #[derive(Default)]
 struct Acknowledged {
     count: AtomicUsize,
-    refused: AtomicUsize,
+    /// Verbs that did not end with 0, by the code and the words they ended with.
+    refused: Mutex<BTreeMap<String, usize>>,
     rules: Mutex<BTreeSet<String>>,
 }
 
@@ -52,7 +53,10 @@ async fn write(socket: &Path, writer: usize, seen: &Acknowledged, stop: &AtomicB
             }
             // Not there, gone in the middle, or not ready: nothing was promised.
             3 | 5 => {
-                seen.refused.fetch_add(1, Ordering::Relaxed);
+                let words = answer.words.replace(&*socket.to_string_lossy(), "SOCKET");
+                let mut refused = seen.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                *refused.entry(format!("{} {}", answer.code, words.trim_end())).or_default() += 1;
+                drop(refused);
                 sleep(RETRY).await;
             }
             other => bail!("exit code {other}: {}", answer.words),
@@ -132,11 +136,11 @@ async fn fifty_kills_of_an_edge_during_writes_lose_nothing_that_was_acknowledged
         let problems = east.json(&["status"]).await?["problems"].clone();
         ensure!(problems.as_array().is_some_and(Vec::is_empty), "problems after the kills: {problems}");
         eprintln!(
-            "{KILLS} kills in {:.1} s: {} writes acknowledged, {} not, {} rules kept (seed {seed})",
+            "{KILLS} kills in {:.1} s: {} writes acknowledged, {} rules kept (seed {seed}); the others ended with {:#?}",
             took.as_secs_f64(),
             acknowledged.len(),
-            seen.refused.load(Ordering::Relaxed),
-            kept.len()
+            kept.len(),
+            seen.refused.lock().unwrap_or_else(PoisonError::into_inner)
         );
         Ok(())
     })

@@ -1,6 +1,7 @@
 //! What lives and for how long: denied connections are cut, renewed ones stay, unrenewed ones end; edges may be away.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -110,7 +111,8 @@ async fn a_deny_cuts_the_live_connection_and_the_next_one() -> Result<(), Failur
 struct Seen {
     good: AtomicUsize,
     bad: AtomicUsize,
-    first: Mutex<Option<String>>,
+    /// What went wrong, each kind once, with when it was first.
+    kinds: Mutex<BTreeMap<String, Duration>>,
 }
 
 impl Seen {
@@ -120,8 +122,8 @@ impl Seen {
             return;
         };
         self.bad.fetch_add(1, Ordering::Relaxed);
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert_with(|| format!("{what} after {:?}: {error:#}", started.elapsed()));
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.entry(format!("{what}: {error:#}")).or_insert_with(|| started.elapsed());
     }
 }
 
@@ -166,8 +168,8 @@ async fn renewal_under_load_fails_no_request_and_keeps_a_connection_five_lifetim
             ended?;
         }
         let (good, bad) = (seen.good.load(Ordering::Relaxed), seen.bad.load(Ordering::Relaxed));
-        let first = seen.first.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-        ensure!(bad == 0, "{bad} of {} requests failed, the first: {first}", good + bad);
+        let kinds = seen.kinds.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ensure!(bad == 0, "{bad} of {} requests failed, first of each kind: {kinds:?}", good + bad);
         ensure!(good > 200, "{good} requests in {:?} are no load", TTL * 3);
         // The other one said nothing all the while.
         sleep_until(opened + TTL * 5).await;

@@ -21,6 +21,9 @@ pub struct Demo {
     /// Check every claim once, print them and exit 0 if all held, else 1.
     #[arg(long)]
     once: bool,
+    /// How many clusters: the three of the story, and further ones that join with a token each.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=16))]
+    clusters: u8,
     /// How to print the claims.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -54,7 +57,7 @@ pub async fn run(demo: Demo) -> anyhow::Result<ExitCode> {
     {
         anyhow::bail!("no claim is called {claim:?}; there are {}", story::CLAIMS.join(", "));
     }
-    let claims = story::tell(demo.once, demo.output == Format::Json, demo.sabotage.as_deref()).await?;
+    let claims = story::tell(demo.once, demo.output == Format::Json, demo.clusters, demo.sabotage.as_deref()).await?;
     match demo.output {
         Format::Json => println!("{}", serde_json::to_string_pretty(&claims)?),
         Format::Table => claims::print_table(&claims),

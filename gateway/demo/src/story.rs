@@ -42,8 +42,10 @@ const PROBE: Duration = Duration::from_millis(1500);
 const LIFETIMES: u32 = 5;
 
 /// Runs the whole story. Without `once` it then waits for Ctrl-C before it ends what it started.
-pub(crate) async fn tell(once: bool, quiet: bool, sabotage: Option<&str>) -> Result<Vec<Claim>> {
-    let mut story = Story { world: World::new()?, teller: Teller::new(quiet), sabotage: sabotage.map(str::to_owned) };
+pub(crate) async fn tell(once: bool, quiet: bool, clusters: u8, sabotage: Option<&str>) -> Result<Vec<Claim>> {
+    let further = (4..=clusters).map(|number| format!("cluster{number}")).collect();
+    let sabotage = sabotage.map(str::to_owned);
+    let mut story = Story { world: World::new()?, teller: Teller::new(quiet), further, sabotage };
     let outcome = tokio::select! {
         outcome = story.run(once) => outcome,
         _ = tokio::signal::ctrl_c() => {
@@ -65,6 +67,8 @@ pub(crate) async fn tell(once: bool, quiet: bool, sabotage: Option<&str>) -> Res
 struct Story {
     world: World,
     teller: Teller,
+    /// Clusters beyond the three of the story.
+    further: Vec<String>,
     sabotage: Option<String>,
 }
 
@@ -154,20 +158,30 @@ impl Story {
             self.world.cluster(joiner)?.client().await?.link_join(&token).await?;
             first.get_or_insert(token);
         }
+        for name in self.further.clone() {
+            self.world.gateway(&name, &name, true).await?;
+            self.teller.say(&format!("west, a member like any other, issues a token for {name}"));
+            let token = self.world.cluster("west")?.client().await?.link_token(&name, None, false).await?.token;
+            self.world.cluster(&name)?.client().await?.link_join(&token).await?;
+        }
         let joined = start.elapsed();
-        for name in ["east", "west", "onprem"] {
+        let names: Vec<String> =
+            ["east", "west", "onprem"].map(str::to_owned).into_iter().chain(self.further.clone()).collect();
+        let others = names.len() - 1;
+        for name in &names {
             let client = self.world.cluster(name)?.client().await?;
-            until(&format!("{name} has a live link to both others"), CONVERGE, || async {
+            until(&format!("{name} has a live link to all others"), CONVERGE, || async {
                 let links = client.link_list(None).await?.links;
                 let up = links.iter().filter(|link| link.state == "up").count();
-                ensure!(up == 2, "{up} of 2 links are up: {links:?}");
+                ensure!(up == others, "{up} of {others} links are up: {links:?}");
                 Ok(())
             })
             .await?;
         }
         let token = first.context("no token was issued")?;
         let detail = format!(
-            "3 clusters, 2 tokens: both joins took {} ms, every link up after {} ms",
+            "{} clusters, {others} tokens: the joins took {} ms, every link up after {} ms",
+            names.len(),
             joined.as_millis(),
             start.elapsed().as_millis()
         );

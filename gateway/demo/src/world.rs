@@ -20,7 +20,7 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// One cluster: its gateway and the files it lives from.
 pub(crate) struct Cluster {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     folder: PathBuf,
     socket: PathBuf,
     config: PathBuf,
@@ -51,7 +51,7 @@ pub(crate) struct Running {
 /// Everything that runs.
 pub(crate) struct World {
     folder: tempfile::TempDir,
-    clusters: BTreeMap<&'static str, Cluster>,
+    clusters: BTreeMap<String, Cluster>,
     workloads: BTreeMap<&'static str, Running>,
 }
 
@@ -72,7 +72,7 @@ impl World {
 
     /// Starts a gateway called `name`. `directory` tells two gateways of one name apart; `inbound` is whether its edge
     /// accepts sessions.
-    pub(crate) async fn gateway(&mut self, name: &'static str, key: &'static str, inbound: bool) -> Result<()> {
+    pub(crate) async fn gateway(&mut self, name: &str, key: &str, inbound: bool) -> Result<()> {
         let folder = self.folder.path().join(key);
         std::fs::create_dir(&folder)?;
         let socket = folder.join("hanse.sock");
@@ -102,9 +102,9 @@ impl World {
         let config = folder.join("gateway.toml");
         std::fs::write(&config, text)?;
         let gateway = start_gateway(key, &folder, &config)?;
-        let mut cluster = Cluster { name, folder, socket, config, discovery, gateway };
+        let mut cluster = Cluster { name: name.to_owned(), folder, socket, config, discovery, gateway };
         cluster.ready().await?;
-        self.clusters.insert(key, cluster);
+        self.clusters.insert(key.to_owned(), cluster);
         Ok(())
     }
 
@@ -227,12 +227,12 @@ impl Cluster {
 
     /// Starts the gateway again from what is on its disk.
     pub(crate) async fn restart(&mut self) -> Result<()> {
-        self.gateway = start_gateway(self.name, &self.folder, &self.config)?;
+        self.gateway = start_gateway(&self.name, &self.folder, &self.config)?;
         self.ready().await
     }
 
     async fn ready(&mut self) -> Result<()> {
-        let (name, socket) = (self.name, self.socket.clone());
+        let (name, socket) = (self.name.clone(), self.socket.clone());
         let gateway = &mut self.gateway;
         until(&format!("{name}'s gateway is ready"), START_LIMIT, || {
             let state = gateway.alive();
