@@ -37,6 +37,12 @@ struct Acknowledged {
     rules: Mutex<BTreeSet<String>>,
 }
 
+impl Acknowledged {
+    fn note(&self, how: String) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(how).or_default() += 1;
+    }
+}
+
 /// Writes one rule after the other until told to stop. Each names a source of its own, so that none replaces another.
 async fn write(socket: &Path, writer: usize, seen: &Acknowledged, stop: &AtomicBool) -> Result<()> {
     let mut number = 0;
@@ -54,9 +60,7 @@ async fn write(socket: &Path, writer: usize, seen: &Acknowledged, stop: &AtomicB
             // Not there, gone in the middle, or not ready: nothing was promised.
             3 | 5 => {
                 let words = answer.words.replace(&*socket.to_string_lossy(), "SOCKET");
-                let mut refused = seen.refused.lock().unwrap_or_else(PoisonError::into_inner);
-                *refused.entry(format!("{} {}", answer.code, words.trim_end())).or_default() += 1;
-                drop(refused);
+                seen.note(format!("{} {}", answer.code, words.trim_end()));
                 sleep(RETRY).await;
             }
             other => bail!("exit code {other}: {}", answer.words),
