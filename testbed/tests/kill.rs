@@ -14,6 +14,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use testbed::worlds::{Answer, CONVERGE, Cluster, Failure, Plan, World, link, until};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixListener,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -25,6 +27,8 @@ const WRITERS: usize = 2;
 const SERVICES: usize = 40;
 /// How long the edge may take to take writes again after a kill.
 const BACK_LIMIT: Duration = Duration::from_secs(20);
+/// An empty SETTINGS frame: the least that an HTTP/2 server says first (RFC 9113, 3.4).
+const H2_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 /// Pause of a writer that found no gateway.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -147,6 +151,30 @@ async fn fifty_kills_of_an_edge_during_writes_lose_nothing_that_was_acknowledged
             seen.refused.lock().unwrap_or_else(PoisonError::into_inner)
         );
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_verb_whose_gateway_dies_before_it_answers_says_so_and_ends_with_three() -> Result<(), Failure> {
+    World::tell(Duration::from_secs(30), async |world| {
+        let socket = world.folder("dying")?.join("hanse.sock");
+        let listener = UnixListener::bind(&socket)?;
+        // What a gateway leaves behind that is killed with a request in its hands.
+        let dying = async {
+            let (mut stream, _) = listener.accept().await?;
+            stream.write_all(&H2_SETTINGS).await?;
+            let mut heard = Vec::new();
+            while !heard.windows(7).any(|bytes| bytes == b"src.dst") {
+                ensure!(stream.read_buf(&mut heard).await? > 0, "the verb left");
+            }
+            drop((stream, listener));
+            Ok(())
+        };
+        let asking = Answer::of(&socket, &["workload", "token", "src.dst"]);
+        let (answer, died) = tokio::join!(asking, dying);
+        died?;
+        answer?.refused(3, &["hanse.sock"])
     })
     .await
 }

@@ -91,6 +91,13 @@ pub struct Denial {
     pub rule_text: Option<String>,
 }
 
+impl Denial {
+    /// A refusal that no rule decided: something is missing, unreachable or wrong.
+    pub fn without_rule(reason: DenialReason, source: Option<&SpiffeId>, destination: &impl fmt::Display) -> Self {
+        Self { reason, source: source.cloned(), destination: destination.to_string(), rule: None, rule_text: None }
+    }
+}
+
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {

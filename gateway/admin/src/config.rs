@@ -6,10 +6,11 @@
 use std::{
     fs,
     io::Read,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 
 /// Largest configuration file in bytes.
 pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
@@ -26,6 +27,54 @@ pub enum ConfigError {
     Ending(PathBuf),
     #[error("{}: {message}", path.display())]
     Parse { path: PathBuf, message: String },
+}
+
+/// Which key of a file is wrong, and why.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    #[error(transparent)]
+    File(#[from] ConfigError),
+    #[error("{}: {key}: {message}", path.display())]
+    Value { path: PathBuf, key: &'static str, message: String },
+}
+
+/// `[admin]`: metrics, probes and, for an edge, the status page.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// TCP address. Left out: none.
+    pub listen: Option<SocketAddr>,
+    /// Host names by which it may be asked, besides addresses and `localhost`.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A level or a filter such as `info,federation_link=debug`. Default `info`.
+    pub level: String,
+    /// `text` (default) or `json`.
+    pub format: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: "text".into() }
+    }
+}
+
+impl Log {
+    /// # Errors
+    /// The format is neither of the two; the text says so.
+    pub fn check(&self) -> Result<(), String> {
+        match self.format.as_str() {
+            "text" | "json" => Ok(()),
+            other => Err(format!("{other:?} is neither \"text\" nor \"json\"")),
+        }
+    }
 }
 
 /// Reads the file at `path` as a `T`, which should refuse unknown fields (`#[serde(deny_unknown_fields)]`).

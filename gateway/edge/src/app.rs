@@ -203,7 +203,13 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
 
     // What runs on its own.
     tasks.spawn(svid::keep(dyn_signer, edge_id, ttl, live, stop.clone()));
-    tasks.spawn(accept_mesh(mesh, proxy.clone(), stop.clone()));
+    tasks.spawn({
+        let proxy = proxy.clone();
+        gateway_proxy::listen(mesh, stop.clone(), move |stream| {
+            let proxy = proxy.clone();
+            async move { proxy.pass(Box::new(stream), None).await }
+        })
+    });
     tasks.spawn({
         let proxy = proxy.clone();
         async move {
@@ -276,27 +282,6 @@ fn make_private(folder: &Path) -> Result<()> {
     }
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("data_dir {}", folder.display()))
-}
-
-async fn accept_mesh(listener: TcpListener, proxy: Proxy, stop: CancellationToken) {
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let _ = stream.set_nodelay(true);
-                let proxy = proxy.clone();
-                tokio::spawn(async move { proxy.pass(Box::new(stream), None).await });
-            }
-            // An accept loop never ends: the error is this connection's, or a shortage that passes.
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
 }
 
 /// What another member's edge tells of connections.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use federation_model::{Accept, AccountName, AccountRef, ClusterName, Endpoint, NamespaceName, TrustDomain};
+use gateway_admin::config::{Admin, Log, SettingsError};
 use serde::Deserialize;
 
 /// Shortest life of an SVID that can be configured: below it renewal has no time to be retried.
@@ -101,17 +102,6 @@ pub struct Listener {
     pub advertise: Option<String>,
 }
 
-/// `[admin]`: metrics, probes and the status page.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Admin {
-    /// TCP address. Left out: none.
-    pub listen: Option<SocketAddr>,
-    /// Host names by which it may be asked, besides addresses and `localhost`.
-    #[serde(default)]
-    pub hosts: Vec<String>,
-}
-
 /// `[svid]`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,22 +114,6 @@ pub struct SvidConfig {
 impl Default for SvidConfig {
     fn default() -> Self {
         Self { ttl: Duration::from_secs(60 * 60) }
-    }
-}
-
-/// `[log]`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Log {
-    /// A level or a filter such as `info,federation_link=debug`. Default `info`.
-    pub level: String,
-    /// `text` (default) or `json`.
-    pub format: String,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: "info".into(), format: "text".into() }
     }
 }
 
@@ -172,16 +146,6 @@ pub struct Settings {
     pub svid_ttl: Duration,
     pub log: Log,
     pub workloads: Vec<(u32, AccountRef)>,
-}
-
-/// Which key is wrong, and why.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SettingsError {
-    #[error(transparent)]
-    File(#[from] gateway_admin::config::ConfigError),
-    #[error("{}: {key}: {message}", path.display())]
-    Value { path: PathBuf, key: &'static str, message: String },
 }
 
 impl Settings {
@@ -233,9 +197,7 @@ impl Config {
         if !(SVID_TTL_MIN..=SVID_TTL_MAX).contains(&ttl) {
             return Err(wrong("svid.ttl", format!("{} is outside 4s to 24h", humantime::format_duration(ttl))));
         }
-        if !matches!(self.log.format.as_str(), "text" | "json") {
-            return Err(wrong("log.format", format!("{:?} is neither \"text\" nor \"json\"", self.log.format)));
-        }
+        self.log.check().map_err(|message| wrong("log.format", message))?;
         let listen = self.federation.listen;
         let mut advertise = Vec::new();
         for text in &self.federation.advertise {

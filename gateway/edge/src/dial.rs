@@ -20,13 +20,7 @@ pub(crate) struct EdgeDial {
 impl Dial for EdgeDial {
     fn dial<'a>(&'a self, leave: Leave<'a>, route: &'a Route) -> BoxFuture<'a, Result<BoxStream, Denial>> {
         Box::pin(async move {
-            let denial = |reason| Denial {
-                reason,
-                source: Some(leave.source().clone()),
-                destination: route.service.name.to_string(),
-                rule: None,
-                rule_text: None,
-            };
+            let denial = |reason| Denial::without_rule(reason, Some(leave.source()), &route.service.name);
             let id = &route.service.id;
             if id.cluster != self.own {
                 return match self.link.open_tunnel(id.cluster).await {

@@ -5,9 +5,13 @@
 
 pub(crate) mod socks5;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::OwnedSemaphorePermit,
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{Core, metrics};
 
@@ -19,4 +23,34 @@ pub(crate) fn place(core: &Core) -> Option<OwnedSemaphorePermit> {
         metrics::unheard();
     }
     place
+}
+
+/// Pause after an accept that failed for want of something, such as file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts until `stop`, and gives each stream, without delay of small segments, to a task of its own.
+///
+/// Never ends by itself: an error is one connection's, or a shortage that passes.
+pub async fn listen<F, W>(listener: TcpListener, stop: CancellationToken, handle: F)
+where
+    F: Fn(TcpStream) -> W,
+    W: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                // Requests and answers are often one segment; waiting to fill it costs a delayed acknowledgement.
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(handle(stream));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
 }

@@ -56,7 +56,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-pub use accept::socks5::SocksError;
+pub use accept::{listen, socks5::SocksError};
 pub use connections::{ConnectionSummary, Connections, Cut, Direction};
 pub use dial::{BoxFuture, Dial, Leave};
 pub use events::{Access, AccessEvent, AuditId, AuditSink, Control, NoAudit, Told};

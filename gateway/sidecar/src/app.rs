@@ -10,7 +10,7 @@ use gateway_dns::Addresses;
 use gateway_proxy::{Control, NoAudit, Proxy, Told};
 use proto::workload::{Serves, Subscribe};
 use tokio::{
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpListener, UdpSocket},
     sync::{mpsc, watch},
     task::JoinSet,
 };
@@ -163,7 +163,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     }
     if let Some(listener) = socks5 {
         let (proxy, addresses) = (proxy.clone(), addresses.clone());
-        tasks.spawn(accept(listener, stop.clone(), move |stream| {
+        tasks.spawn(gateway_proxy::listen(listener, stop.clone(), move |stream| {
             let (proxy, addresses) = (proxy.clone(), addresses.clone());
             async move {
                 // Whatever went wrong was answered and logged by the proxy.
@@ -173,7 +173,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     }
     if let Some(listener) = inbound {
         let proxy = proxy.clone();
-        tasks.spawn(accept(listener, stop.clone(), move |stream| {
+        tasks.spawn(gateway_proxy::listen(listener, stop.clone(), move |stream| {
             let proxy = proxy.clone();
             async move { proxy.serve(Box::new(stream)).await }
         }));
@@ -203,30 +203,6 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
 
 async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
-}
-
-async fn accept<F, W>(listener: TcpListener, stop: CancellationToken, handle: F)
-where
-    F: Fn(TcpStream) -> W,
-    W: Future<Output = ()> + Send + 'static,
-{
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let _ = stream.set_nodelay(true);
-                tokio::spawn(handle(stream));
-            }
-            // An accept loop never ends: the error is this connection's, or a shortage that passes.
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-        }
-    }
 }
 
 /// What the proxy tells goes to the edge by the feed.

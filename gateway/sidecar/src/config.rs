@@ -6,6 +6,7 @@ use std::{
 };
 
 use federation_model::{NamespaceName, ServiceName};
+use gateway_admin::config::{Admin, Log, SettingsError};
 use serde::Deserialize;
 
 /// Most services that one sidecar may serve.
@@ -79,33 +80,6 @@ pub struct Dns {
     pub listen: Option<SocketAddr>,
 }
 
-/// `[admin]`: metrics and probes.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Admin {
-    /// TCP address. Left out: none.
-    pub listen: Option<SocketAddr>,
-    /// Host names by which it may be asked, besides addresses and `localhost`.
-    #[serde(default)]
-    pub hosts: Vec<String>,
-}
-
-/// `[log]`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Log {
-    /// A level or a filter. Default `info`.
-    pub level: String,
-    /// `text` (default) or `json`.
-    pub format: String,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: "info".into(), format: "text".into() }
-    }
-}
-
 /// How the sidecar proves who it is, the first time.
 #[derive(Debug, Clone)]
 pub enum Enrolment {
@@ -136,16 +110,6 @@ pub struct Settings {
     pub admin_listen: Option<SocketAddr>,
     pub admin_hosts: Vec<String>,
     pub log: Log,
-}
-
-/// Which key is wrong, and why.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SettingsError {
-    #[error(transparent)]
-    File(#[from] gateway_admin::config::ConfigError),
-    #[error("{}: {key}: {message}", path.display())]
-    Value { path: PathBuf, key: &'static str, message: String },
 }
 
 impl Settings {
@@ -190,9 +154,7 @@ impl Config {
             }
             serves.push(Served { service, namespace, port: serve.port, app: serve.app });
         }
-        if !matches!(self.log.format.as_str(), "text" | "json") {
-            return Err(wrong("log.format", format!("{:?} is neither \"text\" nor \"json\"", self.log.format)));
-        }
+        self.log.check().map_err(|message| wrong("log.format", message))?;
         Ok(Settings {
             enrolment,
             state_dir: self.state_dir,

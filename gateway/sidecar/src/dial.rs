@@ -49,13 +49,7 @@ impl SidecarDial {
 impl Dial for SidecarDial {
     fn dial<'a>(&'a self, leave: Leave<'a>, route: &'a Route) -> BoxFuture<'a, Result<BoxStream, Denial>> {
         Box::pin(async move {
-            let denial = |reason| Denial {
-                reason,
-                source: Some(leave.source().clone()),
-                destination: route.service.name.to_string(),
-                rule: None,
-                rule_text: None,
-            };
+            let denial = |reason| Denial::without_rule(reason, Some(leave.source()), &route.service.name);
             let dialled = match route.next {
                 Next::Application => {
                     let address = self.application(route).ok_or_else(|| denial(DenialReason::NoInstance))?;

@@ -79,25 +79,12 @@ pub(crate) async fn run(
 }
 
 async fn accept(listener: TcpListener, name: ServiceRef, port: u16, proxy: Proxy, stop: CancellationToken) {
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let (proxy, name) = (proxy.clone(), name.clone());
-                let _ = stream.set_nodelay(true);
-                tokio::spawn(async move {
-                    // A refusal was logged and audited by the proxy, and the stream was reset.
-                    let _ = proxy.connect(stream, &name, port).await;
-                });
-            }
-            // An accept loop never ends: the error is this connection's, or a shortage that passes.
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
+    gateway_proxy::listen(listener, stop, move |stream| {
+        let (proxy, name) = (proxy.clone(), name.clone());
+        async move {
+            // A refusal was logged and audited by the proxy, and the stream was reset.
+            let _ = proxy.connect(stream, &name, port).await;
         }
-    }
+    })
+    .await;
 }
