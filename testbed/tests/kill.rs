@@ -174,7 +174,7 @@ async fn a_verb_whose_gateway_dies_before_it_answers_says_so_and_ends_with_three
         let asking = Answer::of(&socket, &["workload", "token", "src.dst"]);
         let (answer, died) = tokio::join!(asking, dying);
         died?;
-        answer?.refused(3, &["hanse.sock"])
+        answer?.refused(3, &["outcome is unknown"])
     })
     .await
 }

@@ -102,8 +102,8 @@ impl Tokens {
         Ok(fresh)
     }
 
-    /// Uses a token up for the key `used_by`. The same key may come again while the token lives, and gets the same
-    /// account. Durable when this returns.
+    /// Uses a token up for the key `used_by`. The same key may come again for as long as the token is remembered, and
+    /// gets the same account. Durable when this returns.
     pub(crate) async fn redeem(
         &self,
         id: TokenId,
@@ -127,7 +127,10 @@ impl Tokens {
                 namespace: token.namespace.parse().map_err(|_| unreadable())?,
             };
             let expires_at = Timestamp::from_millis(token.expires_at_ms);
-            if now >= expires_at {
+            // Whoever used it may come again with the same key, even after its end: a workload whose SVID ended while
+            // its edge was away has nothing else to show.
+            let again = token.used_by.as_slice() == used_by.0;
+            if now >= expires_at && !again {
                 let ago = now.since(expires_at).as_secs();
                 let message = format!(
                     "the workload token expired {ago} s ago: ask for a new one with `hanse workload token {account}`"
@@ -137,7 +140,7 @@ impl Tokens {
             if let Some(claimed) = claimed.filter(|claimed| **claimed != account) {
                 return Err(anothers_account(claimed, &account));
             }
-            if token.used_by.as_slice() == used_by.0 {
+            if again {
                 return Ok(account);
             }
             if !token.used_by.is_empty() {

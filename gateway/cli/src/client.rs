@@ -44,6 +44,12 @@ pub enum ClientError {
     NotPermitted(PathBuf),
     #[error("cannot reach the gateway on {}: {message}", socket.display())]
     Unreachable { socket: PathBuf, message: String },
+    /// The connection broke with a request under way.
+    #[error(
+        "the gateway ended with the request in its hands, and the outcome is unknown: look with a list or \
+         `hanse status` before you try again ({0})"
+    )]
+    Lost(String),
     /// The gateway answered, with an error.
     #[error("{}", shown(.0))]
     Answer(Box<Status>),
@@ -53,7 +59,7 @@ impl ClientError {
     /// The exit code of this failure (see [`exit`]).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NoSocket(_) | Self::Refused(_) | Self::Unreachable { .. } => exit::UNREACHABLE,
+            Self::NoSocket(_) | Self::Refused(_) | Self::Unreachable { .. } | Self::Lost(_) => exit::UNREACHABLE,
             Self::NotPermitted(_) => exit::NOT_PERMITTED,
             Self::Answer(status) => exit::of_code(status.code()),
         }
@@ -70,7 +76,11 @@ impl ClientError {
 
 impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
-        Self::Answer(Box::new(status))
+        // A status that came over the wire has no cause; one that was made here tells of a broken connection.
+        match status.source() {
+            Some(cause) if status.code() == Code::Unknown => Self::Lost(cause.to_string()),
+            _ => Self::Answer(Box::new(status)),
+        }
     }
 }
 

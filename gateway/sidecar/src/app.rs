@@ -11,7 +11,7 @@ use gateway_proxy::{Control, NoAudit, Proxy, Told};
 use proto::workload::{Serves, Subscribe};
 use tokio::{
     net::{TcpListener, UdpSocket},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -96,12 +96,14 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     let verifier = Verifier::new();
     verifier.publish(&home.bundles()?);
 
+    let (home, home_seen) = watch::channel(home);
+    let astray = Arc::new(Notify::new());
     let instance = token::instance_id();
     let instances = Instances::default();
     let (snapshot_sender, snapshot) = watch::channel(None);
     let (extend_sender, extensions) = mpsc::channel(EXTENSIONS_MAX);
     let (refused_sender, mut refused) = mpsc::channel(REFUSED_MAX);
-    let dial = SidecarDial::new(home.cluster, home.mesh.clone(), settings.serves.clone(), instances.clone());
+    let dial = SidecarDial::new(home_seen.clone(), settings.serves.clone(), instances.clone());
     let proxy = Proxy::new(gateway_proxy::Inputs {
         snapshot: snapshot.clone(),
         verifier: verifier.clone(),
@@ -121,7 +123,8 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     let subscribe =
         Subscribe { instance: instance.0.to_vec(), inbound: advertised, serves: serves.collect(), held: Vec::new() };
     let feed = Feed {
-        home: home.clone(),
+        home: home_seen,
+        astray: Arc::clone(&astray),
         live: live.clone(),
         verifier: verifier.clone(),
         state: state.clone(),
@@ -132,7 +135,9 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         refused: refused_sender,
     };
     tasks.spawn(feed.run(stop.clone()));
-    tasks.spawn(identity::keep(state.clone(), home, live, verifier, stop.clone()));
+    let keeper =
+        identity::Keeper { state: state.clone(), enrolment: settings.enrolment.clone(), home, live, verifier, astray };
+    tasks.spawn(keeper.run(stop.clone()));
     tasks.spawn({
         let proxy = proxy.clone();
         async move { proxy.run_enforcer().await }

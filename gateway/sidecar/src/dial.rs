@@ -7,15 +7,15 @@ use std::{
 
 use federation_model::{ClusterId, Denial, DenialReason, InstanceId};
 use gateway_proxy::{BoxFuture, BoxStream, Dial, Leave, Next, Route};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 
-use crate::{config::Served, feed::Instances};
+use crate::{config::Served, feed::Instances, identity::Home};
 
 /// The sidecar's knowledge of addresses. Everything but the edge's name is taken from the feed or the configuration.
 pub(crate) struct SidecarDial {
     own: ClusterId,
-    /// `host:port` of the edge's mesh listener, resolved anew at each attempt.
-    edge: String,
+    /// Says `host:port` of the edge's mesh listener, which is resolved anew at each attempt.
+    home: watch::Receiver<Home>,
     serves: Vec<Served>,
     instances: Instances,
     /// Spreads connections over the instances of a service.
@@ -23,8 +23,9 @@ pub(crate) struct SidecarDial {
 }
 
 impl SidecarDial {
-    pub(crate) fn new(own: ClusterId, edge: String, serves: Vec<Served>, instances: Instances) -> Self {
-        Self { own, edge, serves, instances, turn: AtomicUsize::new(0) }
+    pub(crate) fn new(home: watch::Receiver<Home>, serves: Vec<Served>, instances: Instances) -> Self {
+        let own = home.borrow().cluster;
+        Self { own, home, serves, instances, turn: AtomicUsize::new(0) }
     }
 
     fn application(&self, route: &Route) -> Option<SocketAddr> {
@@ -62,10 +63,13 @@ impl Dial for SidecarDial {
                     let address = self.instance(route).ok_or_else(|| denial(DenialReason::NoInstance))?;
                     TcpStream::connect(address).await.map_err(|_| denial(DenialReason::NoInstance))?
                 }
-                Next::Mesh => TcpStream::connect(&self.edge).await.map_err(|error| {
-                    tracing::warn!(edge = self.edge, %error, "the edge cannot be dialled");
-                    denial(DenialReason::Unreachable)
-                })?,
+                Next::Mesh => {
+                    let edge = self.home.borrow().mesh.clone();
+                    TcpStream::connect(&edge).await.map_err(|error| {
+                        tracing::warn!(edge, %error, "the edge cannot be dialled");
+                        denial(DenialReason::Unreachable)
+                    })?
+                }
             };
             // Requests and answers are often one segment; waiting to fill it costs a delayed acknowledgement.
             let _ = dialled.set_nodelay(true);

@@ -18,7 +18,7 @@ use proto::workload::{
     feed_request::Request,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::sleep,
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
@@ -34,6 +34,10 @@ use crate::{
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Most extensions that wait to be sent; more are dropped, and their passages end early.
 pub(crate) const EXTENSIONS_MAX: usize = 1024;
+/// Requests that wait to be sent to the edge.
+const REQUESTS_MAX: usize = 16;
+/// Largest event that is taken from the edge.
+const EVENT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Most instances that are taken from the edge.
 const INSTANCES_MAX: usize = 100_000;
 
@@ -67,12 +71,20 @@ impl Instances {
     }
 }
 
+/// A feed that stands.
+struct Open {
+    requests: mpsc::Sender<FeedRequest>,
+    events: tonic::Streaming<FeedEvent>,
+}
+
 /// What the feed is told of a connection that an edge refused.
 pub(crate) type Refused = (ConnectionId, String, String);
 
 /// Everything that the feed works with.
 pub(crate) struct Feed {
-    pub(crate) home: Home,
+    pub(crate) home: watch::Receiver<Home>,
+    /// Tells the keeper of the identity that the edge is not where it was.
+    pub(crate) astray: Arc<Notify>,
     pub(crate) live: LiveSvid,
     pub(crate) verifier: Verifier,
     pub(crate) state: State,
@@ -86,7 +98,8 @@ pub(crate) struct Feed {
 impl Feed {
     /// Publishes what was kept from before, then follows the edge until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut records = Records::new(self.home.cluster, self.home.replication_key, self.home.federation);
+        let home = self.home.borrow().clone();
+        let mut records = Records::new(home.cluster, home.replication_key, home.federation);
         let kept = self.state.records();
         if !kept.is_empty() {
             records.add(kept);
@@ -106,9 +119,13 @@ impl Feed {
             }
             if synced {
                 wait = RETRY.0;
+            } else {
+                self.astray.notify_one();
             }
             tokio::select! {
                 () = stop.cancelled() => return,
+                // The edge may be somewhere else now.
+                Ok(()) = self.home.changed() => {}
                 () = sleep(wait) => {}
             }
             wait = (wait * 2).min(RETRY.1);
@@ -116,29 +133,48 @@ impl Feed {
     }
 
     async fn follow(&mut self, records: &mut Records, synced: &mut bool) -> Result<()> {
-        let channel = identity::discovery(&self.home, &self.live, &self.verifier).await?;
-        let (requests, stream) = mpsc::channel(16);
-        let held = records.digests().map(|digest| digest.0.to_vec()).collect();
-        let subscribe = Subscribe { held, ..self.subscribe.clone() };
-        let first = FeedRequest { request: Some(Request::Subscribe(subscribe)) };
-        requests.send(first).await.context("the feed's first request")?;
-        let mut events = DiscoveryClient::new(channel)
-            .max_decoding_message_size(64 * 1024 * 1024)
-            .feed(ReceiverStream::new(stream))
-            .await?
-            .into_inner();
+        let mut current = self.open(records).await?;
+        // Kept until its successor has spoken, so that the edge never lacks this instance.
+        let mut previous = None;
         loop {
             tokio::select! {
-                event = events.next() => match event {
-                    Some(event) => self.take(event?, records, synced).await,
+                event = current.events.next() => match event {
+                    Some(event) => {
+                        previous = None;
+                        self.take(event?, records, synced).await;
+                    }
                     None => return Ok(()),
                 },
                 Some((connection, header)) = self.extensions.recv() => {
                     let extend = Extend { connection: connection.0.to_vec(), header };
-                    requests.send(FeedRequest { request: Some(Request::Extend(extend)) }).await?;
+                    current.requests.send(FeedRequest { request: Some(Request::Extend(extend)) }).await?;
                 }
+                // Renewed: the edge ends a feed with the SVID that opened it, so its successor is opened before that.
+                Ok(()) = self.home.changed() => match self.open(records).await {
+                    Ok(next) => {
+                        drop(previous.take());
+                        previous = Some(std::mem::replace(&mut current, next));
+                    }
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "the feed has no successor yet"),
+                },
             }
         }
+    }
+
+    async fn open(&mut self, records: &Records) -> Result<Open> {
+        let home = self.home.borrow_and_update().clone();
+        let channel = identity::discovery(&home, &self.live, &self.verifier).await?;
+        let (requests, stream) = mpsc::channel(REQUESTS_MAX);
+        let held = records.digests().map(|digest| digest.0.to_vec()).collect();
+        let subscribe = Subscribe { held, ..self.subscribe.clone() };
+        let first = FeedRequest { request: Some(Request::Subscribe(subscribe)) };
+        requests.send(first).await.context("the feed's first request")?;
+        let events = DiscoveryClient::new(channel)
+            .max_decoding_message_size(EVENT_BYTES_MAX)
+            .feed(ReceiverStream::new(stream))
+            .await?
+            .into_inner();
+        Ok(Open { requests, events })
     }
 
     async fn take(&mut self, event: FeedEvent, records: &mut Records, synced: &mut bool) {
@@ -148,8 +184,8 @@ impl Feed {
                     && federation != records.federation()
                 {
                     tracing::info!(%federation, "the cluster joined another federation");
-                    self.home.federation = federation;
-                    *records = Records::new(self.home.cluster, self.home.replication_key, federation);
+                    let home = self.home.borrow().clone();
+                    *records = Records::new(home.cluster, home.replication_key, federation);
                 }
                 let removed: Vec<Digest> =
                     update.removed.iter().filter_map(|digest| digest.as_slice().try_into().ok().map(Digest)).collect();

@@ -1,12 +1,15 @@
 //! Who this sidecar is: enrols once, renews at half life, keeps its key to itself.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use federation_identity::{LiveSvid, Svid, SvidKey, Verifier, now, renewal_due, tls};
 use federation_model::{Bundles, ClusterId, ClusterName, FederationId, ReplicationKey, SpiffeId, TrustBundle};
 use proto::workload::{EnrolRequest, Identity, RenewRequest, workload_identity_client::WorkloadIdentityClient};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::{Notify, watch},
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
@@ -92,6 +95,7 @@ pub(crate) async fn establish(state: &State, enrolment: &Enrolment, live: &LiveS
         None => {
             let key = SvidKey::generate();
             state.keep_key(&key.to_pkcs8())?;
+            state.keep_enrolled_key(&key.to_pkcs8())?;
             key
         }
     };
@@ -113,40 +117,89 @@ pub(crate) async fn establish(state: &State, enrolment: &Enrolment, live: &LiveS
     }
 }
 
-/// Renews at half life for as long as the process lives. A failure is tried again until the SVID has ended, and after.
-pub(crate) async fn keep(state: State, home: Home, live: LiveSvid, verifier: Verifier, stop: CancellationToken) {
-    let mut wait = RETRY.0;
-    loop {
-        let Some(svid) = live.get() else { return };
-        let due = renewal_due(svid.not_before(), svid.not_after(), rand::random());
-        let pause = due.since(now());
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep(pause) => {}
-        }
-        match timeout(CALL_LIMIT, renew(&home, &live, &verifier)).await {
-            Ok(Ok((key, identity))) => {
-                let kept = key.to_pkcs8();
-                match accept(&live, key, &identity) {
-                    Ok(_) => {
-                        wait = RETRY.0;
-                        if let Err(error) = state.keep_key(&kept).and_then(|()| state.keep_identity(&identity)) {
-                            tracing::error!(error = format!("{error:#}"), "cannot keep the renewed identity");
-                        }
-                        tracing::debug!(not_after = identity.not_after_ms, "SVID renewed");
-                        continue;
-                    }
-                    Err(error) => tracing::error!(error = format!("{error:#}"), "the edge sent an SVID that is none"),
-                }
+/// Keeps the identity alive.
+pub(crate) struct Keeper {
+    pub(crate) state: State,
+    pub(crate) enrolment: Enrolment,
+    /// Where the edge is changes when it comes back on other ports.
+    pub(crate) home: watch::Sender<Home>,
+    pub(crate) live: LiveSvid,
+    pub(crate) verifier: Verifier,
+    /// Told by the feed that the edge is not where it was.
+    pub(crate) astray: Arc<Notify>,
+}
+
+impl Keeper {
+    /// Renews at half life, and whenever the feed has lost the edge, until `stop`. What fails is tried again, also after
+    /// the SVID has ended.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut wait = RETRY.0;
+        loop {
+            let pause = match self.live.get() {
+                Some(svid) => renewal_due(svid.not_before(), svid.not_after(), rand::random()).since(now()),
+                None => Duration::ZERO,
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(pause) => {}
+                () = self.astray.notified() => {}
             }
-            Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "cannot renew the SVID, trying again"),
-            Err(_) => tracing::warn!("the edge did not renew within 5 s, trying again"),
+            match timeout(2 * CALL_LIMIT, self.refresh()).await {
+                Ok(Ok(())) => {
+                    wait = RETRY.0;
+                    tracing::debug!("SVID renewed");
+                    continue;
+                }
+                Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "cannot renew the SVID, trying again"),
+                Err(_) => tracing::warn!("the edge did not renew in time, trying again"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(wait) => {}
+            }
+            wait = (wait * 2).min(RETRY.1);
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep(wait) => {}
+    }
+
+    /// A new key with each renewal: what was stolen is worth half a life. If the edge cannot be reached as a workload it
+    /// knows (it moved, or the SVID has ended), proves itself as at the first time.
+    async fn refresh(&self) -> Result<()> {
+        let key = SvidKey::generate();
+        let renewed = match timeout(CALL_LIMIT, self.renew(&key)).await {
+            Ok(renewed) => renewed,
+            Err(_) => Err(anyhow::anyhow!("the edge did not answer within 5 s")),
+        };
+        let (key, identity) = match (renewed, &self.enrolment) {
+            (Ok(identity), _) => (key, identity),
+            (Err(error), Enrolment::Socket(_)) => {
+                let identity = enrol(&self.enrolment, &key).await.context(format!("{error:#}; and by the socket"))?;
+                (key, identity)
+            }
+            // A token works again for the key that used it, and for no other.
+            (Err(error), Enrolment::Token { .. }) => {
+                let first = self.state.enrolled_key().with_context(|| format!("{error:#}; no key to enrol again"))?;
+                let first = SvidKey::from_pkcs8(&first)?;
+                let identity = enrol(&self.enrolment, &first).await.context(format!("{error:#}; and by the token"))?;
+                (first, identity)
+            }
+        };
+        let kept = key.to_pkcs8();
+        let home = accept(&self.live, key, &identity)?;
+        self.state.keep_key(&kept)?;
+        self.state.keep_identity(&identity)?;
+        self.home.send_replace(home);
+        Ok(())
+    }
+
+    async fn renew(&self, key: &SvidKey) -> Result<Identity> {
+        let home = self.home.borrow().clone();
+        let channel = discovery(&home, &self.live, &self.verifier).await?;
+        let request = RenewRequest { csr: key.csr() };
+        let identity = WorkloadIdentityClient::new(channel).renew(request).await?.into_inner();
+        if identity.spiffe_id != home.id.to_string() {
+            bail!("the edge renewed {} as {}", home.id, identity.spiffe_id);
         }
-        wait = (wait * 2).min(RETRY.1);
+        Ok(identity)
     }
 }
 
@@ -165,18 +218,6 @@ async fn enrol(enrolment: &Enrolment, key: &SvidKey) -> Result<Identity> {
         }
     };
     Ok(WorkloadIdentityClient::new(channel).enrol(request).await?.into_inner())
-}
-
-/// A new key with each renewal: what was stolen is worth half a life.
-async fn renew(home: &Home, live: &LiveSvid, verifier: &Verifier) -> Result<(SvidKey, Identity)> {
-    let key = SvidKey::generate();
-    let channel = discovery(home, live, verifier).await?;
-    let request = RenewRequest { csr: key.csr() };
-    let identity = WorkloadIdentityClient::new(channel).renew(request).await?.into_inner();
-    if identity.spiffe_id != home.id.to_string() {
-        bail!("the edge renewed {} as {}", home.id, identity.spiffe_id);
-    }
-    Ok((key, identity))
 }
 
 /// A channel to the edge's discovery listener, with this sidecar's SVID.

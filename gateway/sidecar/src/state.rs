@@ -53,6 +53,15 @@ impl State {
         self.write("key", key)
     }
 
+    /// The key with which a token was used: the token works again for it, and for no other.
+    pub(crate) fn enrolled_key(&self) -> Option<Vec<u8>> {
+        self.read("enrolled-key").ok().filter(|key| !key.is_empty())
+    }
+
+    pub(crate) fn keep_enrolled_key(&self, key: &[u8]) -> Result<()> {
+        self.write("enrolled-key", key)
+    }
+
     pub(crate) fn keep_identity(&self, identity: &Identity) -> Result<()> {
         self.write("identity", &identity.encode_to_vec())
     }

@@ -46,7 +46,7 @@ pub enum TokenTextError {
     IsJoinToken,
     #[error("token was cut or changed on its way (base64): copy it again")]
     Base64,
-    #[error("token was cut or changed on its way: {0}")]
+    #[error("token was cut or changed on its way: copy it again ({0})")]
     Content(#[from] ConvertError),
 }
 

@@ -1,3 +1,5 @@
+//! The series that are kept, and those that are dropped.
+
 use std::collections::HashMap;
 
 use ::metrics::{counter, describe_histogram, histogram, with_local_recorder};

@@ -1,3 +1,5 @@
+//! Probes, pages and everything that is no request.
+
 use std::net::SocketAddr;
 
 use tokio::{

@@ -1,3 +1,5 @@
+//! Log lines that nobody can forge, and levels that change.
+
 use std::io::Write;
 
 use tracing::{debug, error, info, info_span, trace, warn};

@@ -1,3 +1,5 @@
+//! What a feed sends to whom.
+
 use federation_model::{
     Action, DestinationPattern, Export, IntentionKey, Layer, MemberTerms, Position, RuleState, Snapshot, fold,
 };

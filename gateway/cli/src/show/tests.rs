@@ -1,3 +1,5 @@
+//! Tables as people see them.
+
 use std::time::UNIX_EPOCH;
 
 use super::*;

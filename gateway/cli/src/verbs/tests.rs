@@ -1,3 +1,5 @@
+//! Command lines that are understood, and those that are not.
+
 use super::*;
 
 fn parse(line: &str) -> Result<Alone, clap::Error> {

@@ -1,3 +1,5 @@
+//! Addresses that stay, collide and run out.
+
 use std::collections::HashSet;
 
 use super::*;

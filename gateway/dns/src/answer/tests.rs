@@ -1,3 +1,5 @@
+//! What every kind of question is answered.
+
 use super::*;
 use crate::testing::{catalog, service, snapshot, world};
 

@@ -1,3 +1,5 @@
+//! Real sockets: UDP, TCP, limits and shutdown.
+
 use hickory_proto::{
     op::{Message, MessageType, OpCode, Query, ResponseCode},
     rr::{Name, RData, RecordType},

@@ -1,3 +1,5 @@
+//! Messages that are read, refused or cut.
+
 use hickory_proto::{op::Query, rr::RecordType};
 use proptest::prelude::*;
 
