@@ -255,7 +255,7 @@ async fn intention(verb: IntentionVerb, globals: &Globals, terminal: &mut Termin
             if conflicts > 0 {
                 terminal.say(&format!(
                     "{conflicts} concurrent versions stand side by side; a call passes only if each of them lets it. \
-                     Write the intention again to resolve that."
+                     Whoever may replace them resolves that by writing the intention again."
                 ));
             }
             return Ok(exit::DONE);

@@ -48,7 +48,13 @@ impl Shared {
         tracing::info!(intention = %id, author = %written, %action, %layer, "intention written");
         let stands = |snapshot: &Snapshot| snapshot.authorizer.explain().iter().any(|standing| standing.id == id);
         let intention = match self.published(id, stands).await {
-            Some(snapshot) => find(&snapshot, id).map(|standing| shown(standing, &snapshot)),
+            Some(snapshot) => find(&snapshot, id).map(|standing| {
+                let mut intention = shown(standing, &snapshot);
+                if intention.note.is_empty() {
+                    intention.note = others_left(&snapshot, &key, id);
+                }
+                intention
+            }),
             None => None,
         };
         let intention = intention.unwrap_or_else(|| {
@@ -75,14 +81,7 @@ impl Shared {
                 || before.iter().any(|was| !versions(snapshot, &key).any(|standing| standing.id == *was))
         };
         let after = self.published(id, shows).await.unwrap_or_else(|| snapshot.clone());
-        let left: Vec<String> = versions(&after, &key)
-            .filter(|standing| standing.id != id && standing.writer != after.own)
-            .map(|standing| format!("{} by {}", standing.text, naming::shown(&standing.writer, &after.members)))
-            .collect();
-        let note = match left.as_slice() {
-            [] => String::new(),
-            left => format!("versions of others stay, since this cluster may not replace them: {}", left.join("; ")),
-        };
+        let note = others_left(&after, &key, id);
         let deleted = unseen(&Unseen { id, key: &key, state: RuleState::Deleted, author: &author, note }, &after);
         Ok(wire::IntentionReply { intention: Some(deleted) })
     }
@@ -265,6 +264,18 @@ fn precedence(key: &IntentionKey) -> u32 {
         _ => 3,
     };
     max - (2 - u32::from(key.source.count().min(2)))
+}
+
+/// Which versions of others stand beside what was just written; empty when none does.
+fn others_left(after: &Snapshot, key: &IntentionKey, id: RecordId) -> String {
+    let left: Vec<String> = versions(after, key)
+        .filter(|standing| standing.id != id && standing.writer != after.own)
+        .map(|standing| format!("{} by {}", standing.text, naming::shown(&standing.writer, &after.members)))
+        .collect();
+    match left.as_slice() {
+        [] => String::new(),
+        left => format!("versions of others stay, since this cluster may not replace them: {}", left.join("; ")),
+    }
 }
 
 fn state_word(state: RuleState) -> &'static str {
