@@ -41,6 +41,9 @@ pub trait Links: Send + Sync + 'static {
     /// Ends the link with a member, for this cluster alone.
     fn remove(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>>;
 
+    /// Takes the link with a removed member up again.
+    fn approve(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>>;
+
     /// Writes a record of this cluster. Returns once it is durable and a snapshot with it is published.
     fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>>;
 

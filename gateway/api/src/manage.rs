@@ -57,6 +57,11 @@ impl Manage for Service {
         Ok(Response::new(self.0.remove_link(&request.into_inner().cluster, &author).await?))
     }
 
+    async fn approve_cluster(&self, request: Request<wire::ApproveClusterRequest>) -> Reply<wire::ApproveClusterReply> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.approve_cluster(&request.into_inner().cluster, &author).await?))
+    }
+
     async fn list_clusters(&self, _: Request<wire::ListClustersRequest>) -> Reply<wire::ClusterList> {
         Ok(Response::new(self.0.list_clusters()?))
     }

@@ -183,6 +183,12 @@ impl Client {
         Ok(self.0.clone().remove_link(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
 
+    /// Takes the link with a removed member up again.
+    pub async fn cluster_approve(&self, cluster: &str) -> Result<manage::ApproveClusterReply, ClientError> {
+        let request = manage::ApproveClusterRequest { cluster: cluster.into() };
+        Ok(self.0.clone().approve_cluster(limited(request, REQUEST_LIMIT)).await?.into_inner())
+    }
+
     /// Issues a one-time token for a workload, `account[.namespace]`, that works for 15 minutes.
     pub async fn workload_token(&self, account: &str) -> Result<manage::IssueWorkloadTokenReply, ClientError> {
         self.workload_token_for(account, None).await

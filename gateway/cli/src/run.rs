@@ -75,6 +75,13 @@ async fn perform(
             print(terminal, output, &reply, |terminal| show::clusters(&reply, terminal.now))?;
             Ok(exit::DONE)
         }
+        Operator::Cluster(ClusterVerb::Approve { cluster, output }) => {
+            let reply = connect().await?.cluster_approve(&cluster).await?;
+            print(terminal, output, &reply, |_| String::new())?;
+            let name = format::clean(&reply.cluster);
+            terminal.say(&format!("The link with {name} is taken up again; `hanse link list` shows it."));
+            Ok(exit::DONE)
+        }
         Operator::Workload(verb) => workload(verb, globals, terminal).await,
         Operator::Service(verb) => service(verb, globals, terminal).await,
         Operator::Intention(verb) => intention(verb, globals, terminal).await,
@@ -174,7 +181,10 @@ async fn link(verb: LinkVerb, globals: &Globals, terminal: &mut Terminal<'_>) ->
             let reply = connect().await?.link_remove(&cluster).await?;
             print(terminal, output, &reply, |_| String::new())?;
             let name = format::clean(&reply.cluster);
-            terminal.say(&format!("The link with {name} is removed here; the other members decide for themselves."));
+            terminal.say(&format!(
+                "The link with {name} is removed here, until `hanse cluster approve {name}`; the other members decide \
+                 for themselves."
+            ));
         }
     }
     Ok(exit::DONE)

@@ -124,6 +124,13 @@ pub enum LinkVerb {
 pub enum ClusterVerb {
     /// Every member of the federation.
     List(Output),
+    /// Take the link with a member up again that `hanse link remove` ended here.
+    Approve {
+        #[arg(value_name = "CLUSTER")]
+        cluster: String,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 /// `hanse workload …`

@@ -106,6 +106,7 @@ answers! {
         },
     };
     remove_link(RemoveLinkRequest) -> RemoveLinkReply: |_, asked| wire::RemoveLinkReply { cluster: asked.cluster.clone() };
+    approve_cluster(ApproveClusterRequest) -> ApproveClusterReply: |_, asked| wire::ApproveClusterReply { cluster: asked.cluster.clone() };
     list_clusters(ListClustersRequest) -> ClusterList: |_, _| wire::ClusterList {
         clusters: vec![wire::Cluster { name: "\u{1b}[31meast".into(), ..Default::default() }],
     };

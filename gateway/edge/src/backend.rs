@@ -86,6 +86,10 @@ impl Links for Federation {
         Box::pin(async move { self.0.remove(member).await.map(|_changed| ()).map_err(internal) })
     }
 
+    fn approve(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async move { self.0.approve(member).await.map(|_changed| ()).map_err(internal) })
+    }
+
     fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>> {
         Box::pin(async move {
             self.0

@@ -85,6 +85,18 @@ impl Shared {
         Ok(wire::RemoveLinkReply { cluster: member.name.to_string() })
     }
 
+    pub(super) async fn approve_cluster(
+        &self,
+        cluster: &str,
+        author: &str,
+    ) -> Result<wire::ApproveClusterReply, Refusal> {
+        let snapshot = self.ready()?;
+        let member = naming::other(cluster, &snapshot)?;
+        self.links.approve(member.id).await?;
+        tracing::info!(cluster = %member.name, %author, "link approved");
+        Ok(wire::ApproveClusterReply { cluster: member.name.to_string() })
+    }
+
     pub(super) fn list_clusters(&self) -> Result<wire::ClusterList, Refusal> {
         let snapshot = self.ready()?;
         let states = self.links.statuses();

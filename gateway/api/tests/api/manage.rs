@@ -146,6 +146,10 @@ async fn links_and_members_are_shown_and_removed_by_name() {
     let mut states: Vec<_> = clusters.iter().map(|c| (c.name.as_str(), c.state.as_str(), c.sponsor.as_str())).collect();
     states.sort_unstable();
     assert_eq!(states, [("east", "blocked", "west"), ("west", "own", "west")]);
+    let approve = |cluster: &str| wire::ApproveClusterRequest { cluster: cluster.into() };
+    refused(client.approve_cluster(approve("west")).await, Code::InvalidArgument, "own_cluster", "another member");
+    client.approve_cluster(approve("east")).await.expect("approved");
+    assert_eq!(client.list_links(links("east")).await.expect("links").into_inner().links[0].state, "up");
     assert!(clusters.iter().all(|cluster| cluster.bundle_sequence == 1 && cluster.lawmaker));
 }
 

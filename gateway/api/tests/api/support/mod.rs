@@ -100,6 +100,15 @@ impl FakeLinks {
     }
 }
 
+impl FakeLinks {
+    fn set_phase(&self, member: ClusterId, phase: LinkPhase) -> BoxFuture<'_, Result<(), Refusal>> {
+        for state in self.states.lock().expect("lock").iter_mut().filter(|state| state.member == member) {
+            state.phase = phase;
+        }
+        Box::pin(async { Ok(()) })
+    }
+}
+
 impl Links for FakeLinks {
     fn snapshot(&self) -> watch::Receiver<Option<Arc<Snapshot>>> {
         self.snapshot.subscribe()
@@ -141,12 +150,11 @@ impl Links for FakeLinks {
     }
 
     fn remove(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>> {
-        Box::pin(async move {
-            for state in self.states.lock().expect("lock").iter_mut().filter(|state| state.member == member) {
-                state.phase = LinkPhase::Blocked;
-            }
-            Ok(())
-        })
+        self.set_phase(member, LinkPhase::Blocked)
+    }
+
+    fn approve(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>> {
+        self.set_phase(member, LinkPhase::Up)
     }
 
     fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>> {
