@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use federation_link::probe::{self, Answer};
-use tokio::time::Instant;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
 
 use crate::{
     browse::{self, Live, Refused},
@@ -48,9 +51,9 @@ pub(crate) async fn tell(once: bool, quiet: bool, clusters: u8, sabotage: Option
     let mut story = Story { world: World::new()?, teller: Teller::new(quiet), further, sabotage };
     let outcome = tokio::select! {
         outcome = story.run(once) => outcome,
-        _ = tokio::signal::ctrl_c() => {
+        signal = interrupted() => {
             story.teller.say("interrupted: ending every process");
-            Ok(())
+            signal
         }
     };
     if let Err(error) = outcome {
@@ -62,6 +65,16 @@ pub(crate) async fn tell(once: bool, quiet: bool, clusters: u8, sabotage: Option
         story.teller.say(&format!("logs of every process are kept in {}", story.world.path().display()));
     }
     Ok(story.teller.into_claims())
+}
+
+/// Ctrl-C, or SIGTERM from whoever started us.
+async fn interrupted() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 struct Story {
