@@ -134,7 +134,10 @@ async fn rules_written_on_both_sides_of_a_cut_converge_and_the_conflict_denies_u
             cluster.until_check("auditor.books.onprem", PAYMENTS, true).await?;
             cluster.until_check(BATCH, PAYMENTS, false).await?;
             let words = cluster.ask(&["intention", "list"]).await?.words;
-            ensure!(words.contains("side by side") && words.contains("Write the intention again"), "{name}: {words:?}");
+            ensure!(
+                words.contains("side by side") && words.contains("by writing the intention again"),
+                "{name}: {words:?}"
+            );
             let status = cluster.json(&["status"]).await?;
             ensure!(status["conflicts"] == 2, "{name}'s status does not show two conflicts: {status}");
         }
