@@ -3,15 +3,15 @@
 //! Neither can be made outside this crate:
 //!
 //! ```compile_fail,E0451
-//! let permit = federation_model::Permit { source: todo!(), service: todo!(), rule: todo!(), deadline: todo!(), policy: 0 };
+//! let permit = federation_model::Permit { source: unreachable!(), service: unreachable!(), rule: unreachable!(), deadline: unreachable!(), policy: 0 };
 //! ```
 //!
 //! ```compile_fail,E0451
-//! let passage = federation_model::Passage { source: todo!(), service: todo!(), rule: todo!(), deadline: todo!(), policy: 0 };
+//! let passage = federation_model::Passage { source: unreachable!(), service: unreachable!(), rule: unreachable!(), deadline: unreachable!(), policy: 0 };
 //! ```
 //!
 //! ```compile_fail,E0451
-//! let peer = federation_model::VerifiedPeer { id: todo!(), proof: todo!(), issuer: todo!(), leaf: todo!(), not_after: todo!() };
+//! let peer = federation_model::VerifiedPeer { id: unreachable!(), proof: unreachable!(), issuer: unreachable!(), leaf: unreachable!(), not_after: unreachable!() };
 //! ```
 
 use crate::{RecordId, ServiceId, SpiffeId, Timestamp};
