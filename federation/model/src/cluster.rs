@@ -152,6 +152,77 @@ pub enum Accept {
     Own,
 }
 
+/// Who decides whether traffic with a new member may begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Approval {
+    /// An admission by any member is enough.
+    #[default]
+    Auto,
+    /// An operator of this cluster, for each member that it did not admit itself and that did not admit it.
+    Manual,
+}
+
+/// For whom an edge carries tunnels between two others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Relay {
+    #[default]
+    Nobody,
+    /// For every two members.
+    Members,
+}
+
+/// How a member stands, as one cluster sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MemberState {
+    #[default]
+    Active,
+    /// Admitted, but this cluster approves by hand and has not yet.
+    Held,
+    /// This cluster shut it out for itself.
+    Blocked,
+    /// A lawmaker evicted it, not finally: out, unless a cluster approves it for itself.
+    Suspended,
+    /// Out for good; its name and trust domain are free.
+    Evicted,
+    /// It left by itself; its name and trust domain are free.
+    Left,
+}
+
+impl MemberState {
+    /// Short fixed word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Held => "held",
+            Self::Blocked => "blocked",
+            Self::Suspended => "suspended",
+            Self::Evicted => "evicted",
+            Self::Left => "left",
+        }
+    }
+
+    /// Whether its bundle, its services and its sessions are used.
+    pub const fn is_active(self) -> bool {
+        matches!(self, Self::Active)
+    }
+
+    /// Whether the federation put it out, or it went: its allows are void.
+    pub const fn is_out(self) -> bool {
+        matches!(self, Self::Suspended | Self::Evicted | Self::Left)
+    }
+
+    /// Whether it is out for good.
+    pub const fn is_gone(self) -> bool {
+        matches!(self, Self::Evicted | Self::Left)
+    }
+}
+
+impl fmt::Display for MemberState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A cluster that was admitted to the federation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -165,13 +236,19 @@ pub struct Member {
     /// Who signed the admission; the member itself for the founder.
     pub sponsor: ClusterId,
     pub admitted_at: Timestamp,
+    /// Whether it makes law, or did when it was put out: its denies about others' services stand.
     pub lawmaker: bool,
+    pub state: MemberState,
+    /// Lawmakers whose evictions of it count, in order of id.
+    pub evicted_by: Vec<ClusterId>,
     pub accept: Accept,
+    pub approval: Approval,
+    pub relay: Relay,
     /// Where this member's edge accepts sessions; empty for a member that only dials.
     pub endpoints: Vec<Endpoint>,
 }
 
-/// Every member, by id, by name and by trust domain.
+/// Every member by id; by name and by trust domain those that are not gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Members {
     by_id: BTreeMap<ClusterId, Member>,
@@ -180,10 +257,15 @@ pub struct Members {
 }
 
 impl Members {
-    /// Adds a member unless its name or trust domain is another's: the first that was accepted stays pinned.
+    /// Adds a member unless its name or trust domain is another's: the first that was accepted stays pinned. One that
+    /// is gone holds neither.
     ///
     /// Returns whether it was added or was there already under the same id.
     pub fn insert(&mut self, member: Member) -> bool {
+        if member.state.is_gone() {
+            self.by_id.insert(member.id, member);
+            return true;
+        }
         let named = self.by_name.get(&member.name).is_some_and(|id| *id != member.id);
         let rooted = self.by_trust_domain.get(&member.trust_domain).is_some_and(|id| *id != member.id);
         let renamed = self
@@ -215,17 +297,19 @@ impl Members {
         self.by_trust_domain.get(domain).and_then(|id| self.by_id.get(id))
     }
 
-    /// In order of id.
+    /// In order of id, those that are gone included.
     pub fn iter(&self) -> impl Iterator<Item = &Member> {
         self.by_id.values()
     }
 
-    pub fn len(&self) -> usize {
-        self.by_id.len()
+    /// The members that are not gone, in order of id.
+    pub fn present(&self) -> impl Iterator<Item = &Member> {
+        self.iter().filter(|member| !member.state.is_gone())
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
+    /// Whether a session, a bundle or a service of this cluster may be used.
+    pub fn is_active(&self, id: &ClusterId) -> bool {
+        self.get(id).is_some_and(|member| member.state.is_active())
     }
 }
 
@@ -305,7 +389,7 @@ mod tests {
             assert!(!members.insert(refused));
         }
         assert!(members.insert(member(0, false, Accept::Federation)), "the same again may change its standing");
-        assert_eq!(members.len(), 1);
+        assert_eq!(members.iter().count(), 1);
         let east = members.by_name(&"east".parse().expect("name")).expect("east");
         assert_eq!((east.id, east.lawmaker), (cluster(0), false));
         assert_eq!(members.by_trust_domain(&east.trust_domain).map(|member| member.id), Some(cluster(0)));

@@ -4,7 +4,7 @@
 //! Never: shares code with the authorizer; what both use is only the nouns.
 
 use crate::{
-    Accept, Action, Audience, Body, ClusterId, DenialReason, Intention, Label, Layer, Members, Record, RecordId,
+    Accept, Action, Audience, Body, ClusterId, DenialReason, Intention, Label, Layer, MemberState, Members, Record, RecordId,
     RuleState, ServiceId, SourcePattern, SpiffeId,
 };
 
@@ -50,7 +50,7 @@ pub fn decide(
         }
     }
     let valid: Vec<Rule<'_>> =
-        matching.iter().copied().filter(|rule| !(is_allow(rule) && pair.is_void(rule, &matching))).collect();
+        matching.iter().copied().filter(|rule| !(is_allow(rule) && (pair.is_out(&rule.id.writer) || pair.is_void(rule, &matching)))).collect();
     let entitled_deny = |layer| {
         let mut denies = valid.iter().filter(|rule| is_deny(rule) && rule.intention.key.layer == layer);
         denies.any(|rule| EVERY_CAPACITY.iter().any(|capacity| pair.counts(rule, *capacity, &matching)))
@@ -166,6 +166,11 @@ impl Pair<'_> {
         self.members.get(cluster).is_some_and(|member| member.lawmaker)
     }
 
+    fn is_out(&self, cluster: &ClusterId) -> bool {
+        let out = [MemberState::Suspended, MemberState::Evicted, MemberState::Left];
+        self.members.get(cluster).is_none_or(|member| out.contains(&member.state))
+    }
+
     fn accepts_federation(&self) -> bool {
         self.members.get(&self.cd).is_some_and(|member| member.accept == Accept::Federation)
     }
@@ -194,6 +199,15 @@ impl Pair<'_> {
     fn may_replace(&self, writer: &ClusterId, old: &Rule<'_>, capacity: Capacity) -> bool {
         let key = &old.intention.key;
         let own = *writer == old.id.writer;
+        // What one who is out wrote over stands again, but for its own words.
+        if !own && self.is_out(writer) {
+            return false;
+        }
+        let gone = [MemberState::Evicted, MemberState::Left];
+        let of_gone = self.members.get(&old.id.writer).is_some_and(|member| gone.contains(&member.state));
+        if self.is_lawmaker(writer) && of_gone {
+            return true;
+        }
         let lawmakers = self.is_lawmaker(writer) && self.is_lawmaker(&old.id.writer);
         let destination = key.destination.cluster == Label::Is(*writer)
             && self.members.get(writer).is_some()

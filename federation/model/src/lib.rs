@@ -28,8 +28,8 @@ mod vector;
 pub use authorizer::{Authorizer, Decision, Standing};
 pub use bundle::{BundleError, Bundles, ROOT_BYTES_MAX, ROOTS_MAX, TrustBundle};
 pub use cluster::{
-    Accept, ClusterId, Digest, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX, Endpoint, FederationId, Member, Members,
-    ReplicationKey, SealingKey,
+    Accept, Approval, ClusterId, Digest, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX, Endpoint, FederationId, Member, MemberState,
+    Members, Relay, ReplicationKey, SealingKey,
 };
 pub use denial::{Denial, DenialReason};
 pub use intention::{Action, Intention, IntentionKey, Layer, RuleState};
@@ -37,8 +37,8 @@ pub use name::{AccountName, ClusterName, LABEL_BYTES_MAX, NameError, NamespaceNa
 pub use peer::{Proof, VerifiedPeer};
 pub use permit::{Passage, Permit};
 pub use record::{
-    Admission, Audience, Authentic, Body, Candidate, Export, MemberTerms, Position, RECORD_BYTES_MAX, REPLACES_MAX,
-    Record, RecordId, RecordKey,
+    Admission, Audience, Authentic, Body, Candidate, DESPITE_MAX, Eviction, Export, MemberTerms, Position,
+    RECORD_BYTES_MAX, REPLACES_MAX, Record, RecordId, RecordKey, Stance,
 };
 pub use reference::{
     ClusterPattern, DestinationPattern, Label, MESH_ZONE, ReferenceError, ServiceRef, SourcePattern, SourceRef,

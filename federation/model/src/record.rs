@@ -1,10 +1,14 @@
 //! Records: what clusters write, sign and relay.
 
-use std::{fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use crate::{
-    Accept, AccountRef, ClusterId, ClusterName, Digest, Endpoint, FederationId, Intention, IntentionKey, NamespaceName,
-    ReplicationKey, SealingKey, ServiceName, Timestamp, TrustBundle, TrustDomain,
+    Accept, AccountRef, Approval, ClusterId, ClusterName, Digest, Endpoint, FederationId, Head, Intention, IntentionKey,
+    NamespaceName, Relay, ReplicationKey, SealingKey, ServiceName, Timestamp, TrustBundle, TrustDomain,
 };
 
 /// Longest signed envelope in bytes.
@@ -78,9 +82,34 @@ pub struct Admission {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberTerms {
     pub accept: Accept,
+    /// Who decides there whether traffic with a new member may begin.
+    pub approval: Approval,
+    /// Whether it carries tunnels between two others.
+    pub relay: Relay,
     /// Where its edge accepts sessions; empty if it only dials.
     pub endpoints: Vec<Endpoint>,
 }
+
+/// A lawmaker's word that a member is out; written by a member about itself, that it leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    pub cluster: ClusterId,
+    /// How far the writer had the member's public log, by epoch, at most [`crate::EPOCHS_MAX`]: what of that log counts
+    /// from then on. Empty when a member leaves: all before that record counts.
+    pub heads: BTreeMap<u64, Head>,
+}
+
+/// What this cluster decided about a member for itself alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stance {
+    /// Traffic with it may begin, and goes on despite the evictions that these lawmakers signed, unless it is final.
+    Approved { despite: BTreeSet<ClusterId> },
+    /// No session, no traffic, its services hidden.
+    Blocked,
+}
+
+/// Most evictions that an approval may name.
+pub const DESPITE_MAX: usize = 256;
 
 /// A service as its owner tells it to an audience.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +133,12 @@ pub enum Body {
     },
     Bundle(TrustBundle),
     Intention(Intention),
+    Eviction(Eviction),
+    /// Only in the log that never leaves its writer (`Audience::Member` of its own id).
+    Stance {
+        cluster: ClusterId,
+        stance: Stance,
+    },
     Service(Export),
     /// The service is no longer shown to this audience.
     ServiceGone {
@@ -132,6 +167,16 @@ pub enum RecordKey {
         writer: ClusterId,
     },
     Bundle(ClusterId),
+    /// Per (member, writer).
+    Eviction {
+        cluster: ClusterId,
+        writer: ClusterId,
+    },
+    /// Per (member, writer).
+    Stance {
+        cluster: ClusterId,
+        writer: ClusterId,
+    },
     /// Many writers.
     Intention(IntentionKey),
     Service {
@@ -208,27 +253,32 @@ impl Authentic<Record> {
 
     pub fn key(&self) -> RecordKey {
         let record = self.value();
-        let writer = record.writer;
-        match &record.body {
-            Body::Founding(candidate) => RecordKey::Admission { cluster: candidate.id, writer },
-            Body::Admission(admission) => RecordKey::Admission { cluster: admission.candidate.id, writer },
-            Body::Terms(_) => RecordKey::Terms(writer),
-            Body::Lawmaker { cluster, .. } => RecordKey::Lawmaker { cluster: *cluster, writer },
-            Body::Bundle(_) => RecordKey::Bundle(writer),
-            Body::Intention(intention) => RecordKey::Intention(intention.key.clone()),
-            Body::Service(export) => RecordKey::Service {
-                writer,
-                audience: record.audience,
-                namespace: export.namespace.clone(),
-                service: export.service.clone(),
-            },
-            Body::ServiceGone { service, namespace } => RecordKey::Service {
-                writer,
-                audience: record.audience,
-                namespace: namespace.clone(),
-                service: service.clone(),
-            },
-            Body::Unknown { kind, .. } => RecordKey::Unknown { writer, kind: *kind, digest: self.digest },
+        record.body.key(record.writer, record.audience, self.digest)
+    }
+}
+
+impl Body {
+    /// What a record of `writer` to `audience` with this body is about. `digest` tells unknown kinds apart; any will do
+    /// for the others.
+    pub fn key(&self, writer: ClusterId, audience: Audience, digest: Digest) -> RecordKey {
+        let service = |namespace: &NamespaceName, service: &ServiceName| RecordKey::Service {
+            writer,
+            audience,
+            namespace: namespace.clone(),
+            service: service.clone(),
+        };
+        match self {
+            Self::Founding(candidate) => RecordKey::Admission { cluster: candidate.id, writer },
+            Self::Admission(admission) => RecordKey::Admission { cluster: admission.candidate.id, writer },
+            Self::Terms(_) => RecordKey::Terms(writer),
+            Self::Lawmaker { cluster, .. } => RecordKey::Lawmaker { cluster: *cluster, writer },
+            Self::Bundle(_) => RecordKey::Bundle(writer),
+            Self::Eviction(eviction) => RecordKey::Eviction { cluster: eviction.cluster, writer },
+            Self::Stance { cluster, .. } => RecordKey::Stance { cluster: *cluster, writer },
+            Self::Intention(intention) => RecordKey::Intention(intention.key.clone()),
+            Self::Service(export) => service(&export.namespace, &export.service),
+            Self::ServiceGone { service: name, namespace } => service(namespace, name),
+            Self::Unknown { kind, .. } => RecordKey::Unknown { writer, kind: *kind, digest },
         }
     }
 }

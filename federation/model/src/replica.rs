@@ -276,13 +276,24 @@ impl Replica {
                 let replaced: BTreeSet<RecordId> =
                     held.iter().flat_map(|record| roll::own_replaced(record.value())).collect();
                 let own = held.iter().filter(|record| record.value().writer == self.own);
-                own.map(|record| record.id()).filter(|id| !replaced.contains(id)).collect()
+                let own = own.map(|record| record.id()).filter(|id| !replaced.contains(id));
+                match key {
+                    // Whoever admits one that left takes its leaving back.
+                    RecordKey::Admission { cluster, .. } => self.leaves(*cluster).chain(own).collect(),
+                    _ => own.collect(),
+                }
             }
         };
         // The newest are worth the most if a bound must cut.
         let surplus = found.len().saturating_sub(REPLACES_MAX);
         found.drain(..surplus);
         found
+    }
+
+    /// Records by which a cluster said that it leaves.
+    fn leaves(&self, cluster: ClusterId) -> impl Iterator<Item = RecordId> {
+        let held = self.keys.get(&RecordKey::Eviction { cluster, writer: cluster }).into_iter().flatten();
+        held.filter_map(|arrival| self.records.get(arrival)).map(Authentic::<Record>::id)
     }
 
     /// The replication key with which records of `writer` must be signed; `None` while nothing admits it.
@@ -425,7 +436,7 @@ impl Replica {
 
     /// The roll as this replica's records tell it.
     fn members(&self) -> crate::Members {
-        roll::call(self.federation, self.papers.iter().filter_map(|arrival| self.records.get(arrival))).members
+        roll::call(self.own, self.federation, self.papers.iter().filter_map(|arrival| self.records.get(arrival))).members
     }
 
     fn ask(&self, peer: ClusterId) -> Effect {

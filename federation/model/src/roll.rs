@@ -1,21 +1,31 @@
-//! The roll of members: who was admitted under which name, and who makes law.
+//! The roll of members: who was admitted under which name, who makes law, and how each stands.
 //!
-//! In: founding, admission, lawmaker and terms records, in the order in which they arrived. Out: [`Members`].
-//! Never: judges a rule, or trusts a writer that no chain of admissions leads to from the founder.
+//! In: founding, admission, lawmaker, terms, eviction and stance records, in the order in which they arrived. Out:
+//! [`Members`], and which records count. Never: judges a rule, or trusts a writer that no chain of admissions leads to
+//! from the founder.
 
-use std::collections::BTreeSet;
+mod office;
+#[cfg(test)]
+mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::office::{Heads, Office, within};
 use crate::{
-    Accept, Admission, Audience, Authentic, Body, Candidate, ClusterId, FederationId, Member, MemberTerms, Members,
-    Record, RecordId,
+    Accept, Admission, Approval, Audience, Authentic, Body, Candidate, ClusterId, Eviction, FederationId, Member,
+    MemberState, MemberTerms, Members, Record, RecordId, Relay, Stance,
 };
 
-/// The members, and the admissions that were held back.
-#[derive(Debug, Default)]
+/// The members, and what of their words counts.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Roll {
     pub(crate) members: Members,
     /// Admissions whose name or trust domain was another's already, in order of arrival.
     pub(crate) held: Vec<RecordId>,
+    /// How the others see this cluster; it sees itself as active.
+    pub(crate) own_state: MemberState,
+    /// How far the public logs of those that are out count.
+    limits: BTreeMap<ClusterId, Heads>,
 }
 
 /// What of the records decides the roll.
@@ -25,32 +35,78 @@ struct Papers<'a> {
     admissions: Vec<(RecordId, &'a Record, &'a Admission)>,
     switches: Vec<(RecordId, &'a Record, ClusterId, bool)>,
     terms: Vec<(RecordId, &'a Record, &'a MemberTerms)>,
+    evictions: Vec<(RecordId, &'a Eviction)>,
+    /// Of the own cluster alone.
+    stances: Vec<(RecordId, &'a Record, ClusterId, &'a Stance)>,
 }
 
-/// Reads the roll out of records; others are passed over.
-pub(crate) fn call<'a>(federation: FederationId, records: impl Iterator<Item = &'a Authentic<Record>>) -> Roll {
-    let papers = sort(federation, records);
+/// Whether the roll is read from such a record.
+pub(crate) fn is_paper(record: &Record) -> bool {
+    match record.body {
+        Body::Founding(_)
+        | Body::Admission(_)
+        | Body::Terms(_)
+        | Body::Lawmaker { .. }
+        | Body::Eviction(_) => record.audience == Audience::Law,
+        Body::Stance { .. } => record.audience == Audience::Member(record.writer),
+        _ => false,
+    }
+}
+
+/// Reads the roll out of records as cluster `own` sees it; others are passed over.
+pub(crate) fn call<'a>(
+    own: ClusterId,
+    federation: FederationId,
+    records: impl Iterator<Item = &'a Authentic<Record>>,
+) -> Roll {
+    let papers = sort(own, federation, records);
     let mut roll = Roll::default();
-    let Some((record, candidate)) = papers.founder else { return roll };
-    roll.members.insert(member(candidate, record));
-    admit(&mut roll, &papers.admissions);
-    for id in lawmakers(candidate.id, &papers) {
-        if let Some(member) = roll.members.get_mut(&id) {
+    let Some((record, founder)) = papers.founder else { return roll };
+    let office = Office::judge(founder.id, &papers);
+    let first = member(founder, record, state_of(founder.id, &office));
+    roll.members.insert(first);
+    admit(&mut roll, &papers.admissions, &office);
+    for id in &office.lawmakers {
+        if let Some(member) = roll.members.get_mut(id) {
             member.lawmaker = true;
         }
     }
+    for (id, signers) in &office.signers {
+        if let Some(member) = roll.members.get_mut(id) {
+            member.evicted_by = signers.iter().copied().collect();
+        }
+    }
     apply_terms(&mut roll.members, &papers.terms);
+    roll.limits = office.limits;
+    take_stances(&mut roll, own, &papers.stances);
     roll
 }
 
-fn sort<'a>(federation: FederationId, records: impl Iterator<Item = &'a Authentic<Record>>) -> Papers<'a> {
-    let mut papers = Papers::default();
-    for authentic in records {
-        let record = authentic.value();
-        if record.audience != Audience::Law {
-            continue;
+impl Roll {
+    /// Whether a record counts, given who its writer is: a member, and of one that is out only what it said before; of
+    /// one that is not active no bundle and no service.
+    pub(crate) fn counts(&self, record: &Authentic<Record>) -> bool {
+        let value = record.value();
+        let Some(member) = self.members.get(&value.writer) else { return false };
+        match &value.body {
+            Body::Service(_) | Body::ServiceGone { .. } => member.state.is_active(),
+            Body::Bundle(_) if !member.state.is_active() => false,
+            _ if member.state.is_out() && value.audience == Audience::Law => {
+                self.limits.get(&value.writer).is_none_or(|heads| within(heads, &record.id()))
+            }
+            _ => true,
         }
-        let id = authentic.id();
+    }
+}
+
+fn sort<'a>(
+    own: ClusterId,
+    federation: FederationId,
+    records: impl Iterator<Item = &'a Authentic<Record>>,
+) -> Papers<'a> {
+    let mut papers = Papers::default();
+    for authentic in records.filter(|record| is_paper(record.value())) {
+        let (id, record) = (authentic.id(), authentic.value());
         match &record.body {
             Body::Founding(candidate) if FederationId::from_digest(authentic.digest()) == federation => {
                 papers.founder = Some((record, candidate));
@@ -58,15 +114,33 @@ fn sort<'a>(federation: FederationId, records: impl Iterator<Item = &'a Authenti
             Body::Admission(admission) => papers.admissions.push((id, record, admission)),
             Body::Lawmaker { cluster, on } => papers.switches.push((id, record, *cluster, *on)),
             Body::Terms(terms) => papers.terms.push((id, record, terms)),
+            Body::Eviction(eviction) => papers.evictions.push((id, eviction)),
+            Body::Stance { cluster, stance } if record.writer == own => {
+                papers.stances.push((id, record, *cluster, stance));
+            }
             _ => {}
         }
     }
     papers
 }
 
+/// How the federation sees a cluster.
+fn state_of(id: ClusterId, office: &Office) -> MemberState {
+    if office.evicted.contains(&id) {
+        MemberState::Evicted
+    } else if office.left.contains(&id) {
+        MemberState::Left
+    } else if office.signers.contains_key(&id) {
+        MemberState::Suspended
+    } else {
+        MemberState::Active
+    }
+}
+
 /// Admits in order of arrival; an admission whose sponsor is not yet a member waits for the sponsor's.
-fn admit(roll: &mut Roll, admissions: &[(RecordId, &Record, &Admission)]) {
-    let mut waiting: Vec<_> = admissions.iter().collect();
+fn admit(roll: &mut Roll, admissions: &[(RecordId, &Record, &Admission)], office: &Office) {
+    let counts = |id: &RecordId| office.limits.get(&id.writer).is_none_or(|heads| within(heads, id));
+    let mut waiting: Vec<_> = admissions.iter().filter(|(id, ..)| counts(id)).collect();
     loop {
         let before = waiting.len();
         waiting.retain(|(id, record, admission)| {
@@ -79,7 +153,7 @@ fn admit(roll: &mut Roll, admissions: &[(RecordId, &Record, &Admission)]) {
                 Some(held) if held.name == candidate.name && held.trust_domain == candidate.trust_domain => {}
                 Some(_) => roll.held.push(*id),
                 None => {
-                    if !roll.members.insert(member(candidate, record)) {
+                    if !roll.members.insert(member(candidate, record, state_of(candidate.id, office))) {
                         roll.held.push(*id);
                     }
                 }
@@ -92,7 +166,7 @@ fn admit(roll: &mut Roll, admissions: &[(RecordId, &Record, &Admission)]) {
     }
 }
 
-fn member(candidate: &Candidate, record: &Record) -> Member {
+fn member(candidate: &Candidate, record: &Record, state: MemberState) -> Member {
     Member {
         id: candidate.id,
         name: candidate.name.clone(),
@@ -103,55 +177,76 @@ fn member(candidate: &Candidate, record: &Record) -> Member {
         sponsor: record.writer,
         admitted_at: record.written_at,
         lawmaker: false,
+        state,
+        evicted_by: Vec::new(),
         accept: Accept::default(),
+        approval: Approval::default(),
+        relay: Relay::default(),
         endpoints: Vec::new(),
     }
 }
 
-/// Who makes law: whoever a lawmaker ever made one, less those that laid it down themselves.
-///
-/// A grant is never taken back by its giver alone: `off` for another needs the signatures of a final eviction.
-fn lawmakers(founder: ClusterId, papers: &Papers<'_>) -> BTreeSet<ClusterId> {
-    let admitted = papers.admissions.iter().filter(|(_, _, admission)| admission.lawmaker);
-    let switched = papers.switches.iter().filter(|(_, _, _, on)| *on);
-    let grants: Vec<(ClusterId, ClusterId)> = admitted
-        .map(|(_, record, admission)| (record.writer, admission.candidate.id))
-        .chain(switched.map(|(_, record, cluster, _)| (record.writer, *cluster)))
-        .collect();
-    let mut made = BTreeSet::from([founder]);
-    loop {
-        let before = made.len();
-        for (giver, cluster) in &grants {
-            if made.contains(giver) {
-                made.insert(*cluster);
-            }
-        }
-        if made.len() == before {
-            break;
-        }
-    }
-    let own = || papers.switches.iter().filter(|(_, record, cluster, _)| record.writer == *cluster);
-    let replaced: BTreeSet<RecordId> = own().flat_map(|(_, record, ..)| own_replaced(record)).collect();
-    for (id, _, cluster, on) in own() {
-        if !on && !replaced.contains(id) {
-            made.remove(cluster);
-        }
-    }
-    made
-}
-
-/// A member's own word on itself. Of siblings the narrower: own law if any says so, endpoints of the newest.
+/// A member's own word on itself. Of siblings the narrower: own law, approval by hand, no relaying if any says so;
+/// endpoints of the newest.
 fn apply_terms(members: &mut Members, terms: &[(RecordId, &Record, &MemberTerms)]) {
     let replaced: BTreeSet<RecordId> = terms.iter().flat_map(|(_, record, _)| own_replaced(record)).collect();
     let mut standing: Vec<_> = terms.iter().filter(|(id, ..)| !replaced.contains(id)).collect();
     standing.sort_by_key(|(id, ..)| (id.epoch, id.seq, id.digest));
+    let mut said: BTreeSet<ClusterId> = BTreeSet::new();
     for (_, record, terms) in standing {
-        if let Some(member) = members.get_mut(&record.writer) {
-            member.endpoints.clone_from(&terms.endpoints);
-            if terms.accept == Accept::Own {
-                member.accept = Accept::Own;
-            }
+        let Some(member) = members.get_mut(&record.writer) else { continue };
+        member.endpoints.clone_from(&terms.endpoints);
+        if said.insert(record.writer) {
+            (member.accept, member.approval, member.relay) = (terms.accept, terms.approval, terms.relay);
+        } else {
+            member.accept = member.accept.max(terms.accept);
+            member.approval = member.approval.max(terms.approval);
+            member.relay = member.relay.min(terms.relay);
         }
+    }
+}
+
+/// What this cluster decided for itself alone: whom it shut out, whom it approved although it approves by hand or
+/// although somebody was evicted. Of siblings blocked, and approved despite the fewest.
+fn take_stances(roll: &mut Roll, own: ClusterId, stances: &[(RecordId, &Record, ClusterId, &Stance)]) {
+    let replaced: BTreeSet<RecordId> = stances.iter().flat_map(|(_, record, ..)| own_replaced(record)).collect();
+    let mut taken: BTreeMap<ClusterId, Stance> = BTreeMap::new();
+    for (_, _, cluster, stance) in stances.iter().filter(|(id, ..)| !replaced.contains(id)) {
+        match taken.get_mut(cluster) {
+            None => drop(taken.insert(*cluster, (*stance).clone())),
+            Some(held) => match (held, stance) {
+                (Stance::Approved { despite: held }, Stance::Approved { despite }) => {
+                    held.retain(|signer| despite.contains(signer));
+                }
+                (held, _) => *held = Stance::Blocked,
+            },
+        }
+    }
+    let (by_hand, own_sponsor) = match roll.members.get_mut(&own) {
+        Some(member) => {
+            roll.own_state = std::mem::take(&mut member.state);
+            (member.approval == Approval::Manual, member.sponsor)
+        }
+        None => return,
+    };
+    let others: Vec<ClusterId> = roll.members.iter().map(|member| member.id).filter(|id| *id != own).collect();
+    for id in others {
+        let Some(member) = roll.members.get_mut(&id) else { continue };
+        let despite = match taken.get(&id) {
+            Some(Stance::Approved { despite }) => Some(despite),
+            _ => None,
+        };
+        let approved = despite.is_some() || !by_hand || member.sponsor == own || id == own_sponsor;
+        member.state = match member.state {
+            gone if gone.is_gone() => gone,
+            MemberState::Suspended => {
+                let all = despite.is_some_and(|despite| member.evicted_by.iter().all(|signer| despite.contains(signer)));
+                if all { MemberState::Active } else { MemberState::Suspended }
+            }
+            _ if taken.get(&id) == Some(&Stance::Blocked) => MemberState::Blocked,
+            _ if !approved => MemberState::Held,
+            state => state,
+        };
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     ACCOUNTS_MAX, AccountRef, Admission, Audience, Authentic, Authorizer, Body, Bundles, ClusterId, ClusterName,
-    Digest, Export, FederationId, IntentionKey, Member, Members, Record, RecordId, RecordKey, Service, ServiceCatalog,
+    Digest, Export, FederationId, IntentionKey, Member, MemberState, Members, Record, RecordId, RecordKey, Service, ServiceCatalog,
     ServiceId, ServiceRef, TrustBundle, TrustDomain,
     roll::{self, Roll},
 };
@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub own: ClusterId,
     pub own_name: ClusterName,
     pub own_trust_domain: TrustDomain,
+    /// How the other members see this cluster; in `members` it is active.
+    pub own_state: MemberState,
     pub federation: FederationId,
     pub members: Members,
     pub bundles: Bundles,
@@ -49,22 +51,24 @@ pub fn fold<'a>(
     records: impl Iterator<Item = &'a Authentic<Record>>,
 ) -> Option<Snapshot> {
     let records = counted(federation, records);
-    let Roll { members, held } = roll::call(federation, records.iter().copied());
+    let roll = roll::call(own, federation, records.iter().copied());
     let (own_name, own_trust_domain) = {
-        let member = members.get(&own)?;
+        let member = roll.members.get(&own)?;
         (member.name.clone(), member.trust_domain.clone())
     };
-    let of_members = || records.iter().filter(|record| members.get(&record.value().writer).is_some());
-    let bundles = bundles(of_members().copied(), &members);
-    let catalog = catalog(own, of_members().copied(), &members);
-    let rules = of_members().map(|record| (record.id(), record.value()));
-    let authorizer = Authorizer::compile(rules, &members).at(own, revision);
+    let that_count = || records.iter().filter(|record| roll.counts(record));
+    let bundles = bundles(that_count().copied(), &roll.members);
+    let catalog = catalog(own, that_count().copied(), &roll.members);
+    let rules = that_count().map(|record| (record.id(), record.value()));
+    let authorizer = Authorizer::compile(rules, &roll.members).at(own, revision);
     let conflicts = authorizer.conflicts();
+    let Roll { members, held, own_state, .. } = roll;
     Some(Snapshot {
         revision,
         own,
         own_name,
         own_trust_domain,
+        own_state,
         federation,
         members,
         bundles,
@@ -111,7 +115,8 @@ fn bundles<'a>(records: impl Iterator<Item = &'a Authentic<Record>>, members: &M
             // Until its own bundle comes, a member is known by the root in its admission: else its first session, which
             // brings that bundle, could not be verified. The id is the hash of that root, so no sponsor can give another.
             Body::Founding(candidate) | Body::Admission(Admission { candidate, .. }) => {
-                if members.get(&candidate.id).is_some_and(|member| member.trust_domain == candidate.trust_domain) {
+                let named = |member: &Member| member.trust_domain == candidate.trust_domain && member.state.is_active();
+                if members.get(&candidate.id).is_some_and(named) {
                     newest.entry(candidate.id).or_insert_with(|| TrustBundle {
                         trust_domain: candidate.trust_domain.clone(),
                         sequence: 0,

@@ -104,16 +104,31 @@ pub(crate) fn taken(writer: ClusterId, old: &Version<'_>, key: &IntentionKey, me
     if writer == old.id.writer {
         return Capacities::ALL;
     }
+    // Whoever is out neither allows nor lifts anything; what it wrote over stands again.
+    if members.get(&writer).is_none_or(|member| member.state.is_out()) {
+        return Capacities::NONE;
+    }
     // An allow is lost altogether: that only restricts. Whatever restricts is kept where its writer speaks for its own.
     let restricts = old.state != RuleState::Is(Action::Allow);
     let mut taken = Capacities::NONE;
-    if is_lawmaker(writer, members) && is_lawmaker(old.id.writer, members) {
-        taken = taken | if restricts { Capacities::GLOBAL } else { Capacities::ALL };
+    if is_lawmaker(writer, members) {
+        if members.get(&old.id.writer).is_some_and(|member| member.state.is_gone()) {
+            return Capacities::ALL;
+        }
+        if is_lawmaker(old.id.writer, members) {
+            taken = taken | if restricts { Capacities::GLOBAL } else { Capacities::ALL };
+        }
     }
     if owns(writer, key, members) && key.layer != Layer::Guardrail {
         taken = taken | if restricts { !Capacities::SOURCE } else { Capacities::ALL };
     }
     taken
+}
+
+/// Whether a version is an allow whose writer is out: it counts no more, whatever it replaced.
+pub(crate) fn is_void(version: &Version<'_>, members: &Members) -> bool {
+    let out = members.get(&version.id.writer).is_some_and(|member| member.state.is_out());
+    out && version.state == RuleState::Is(Action::Allow)
 }
 
 /// Whether a tombstone by `writer` voids a concurrent allow: if it could have replaced it.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    Accept, Action, Admission, Audience, Authentic, Body, Candidate, ClusterId, DestinationPattern, Digest, Export,
-    FederationId, Intention, IntentionKey, Label, Layer, Member, MemberTerms, Members, Record, RecordId,
+    Accept, Action, Admission, Approval, Audience, Authentic, Body, Candidate, ClusterId, DestinationPattern, Digest, Export,
+    FederationId, Intention, IntentionKey, Label, Layer, Member, MemberState, MemberTerms, Members, Record, RecordId, Relay,
     ReplicationKey, RuleState, SealingKey, ServiceId, SourcePattern, SpiffeId, Timestamp, TrustDomain,
 };
 
@@ -46,7 +46,11 @@ pub(crate) fn member(number: u8, lawmaker: bool, accept: Accept) -> Member {
         sponsor: cluster(0),
         admitted_at: Timestamp::ZERO,
         lawmaker,
+        state: MemberState::Active,
+        evicted_by: Vec::new(),
         accept,
+        approval: Approval::Auto,
+        relay: Relay::Nobody,
         endpoints: Vec::new(),
     }
 }
@@ -153,7 +157,7 @@ impl Writer {
     }
 
     pub(crate) fn terms(&mut self, accept: Accept) -> Authentic<Record> {
-        self.law(Body::Terms(MemberTerms { accept, endpoints: Vec::new() }))
+        self.law(Body::Terms(MemberTerms { accept, ..MemberTerms::default() }))
     }
 
     pub(crate) fn rule(&mut self, key: &IntentionKey, state: RuleState, replaces: &[RecordId]) -> Authentic<Record> {

@@ -28,7 +28,10 @@ pub(super) fn law<'a>(records: impl Iterator<Item = (RecordId, &'a Record)>, mem
         let number = law.clusters.len() as Number;
         law.clusters.push((member.id, member.accept));
         law.by_id.insert(member.id, number);
-        law.by_domain.insert(member.trust_domain.clone(), number);
+        // Who is gone has no identities any more; its domain may be another's by now.
+        if !member.state.is_gone() {
+            law.by_domain.insert(member.trust_domain.clone(), number);
+        }
     }
     let mut versions: HashMap<&IntentionKey, Vec<Version<'_>>> = HashMap::new();
     let mut opaque: Vec<(RecordId, u32)> = Vec::new();
@@ -153,6 +156,9 @@ fn place(
     let at: Option<(Number, Number)> = if key.layer == Layer::Shadow { None } else { Some(pattern_numbers(law, key)) };
     for (offset, live) in live.iter().enumerate() {
         let Version { id, state, .. } = live.version;
+        if standing::is_void(&live.version, members) {
+            continue;
+        }
         let deny_only = matches!(key.layer, Layer::Guardrail | Layer::Timed);
         if deny_only && !matches!(state, RuleState::Is(Action::Deny) | RuleState::NotUnderstood) {
             continue;
@@ -182,6 +188,9 @@ fn judge(live: &Live<'_>, key: &IntentionKey, members: &Members) -> (bool, Strin
     let allow = state == RuleState::Is(Action::Allow);
     if members.get(&id.writer).is_none() {
         return no("its writer is no member");
+    }
+    if standing::is_void(&live.version, members) {
+        return no("its writer was put out of the federation, or left: its allows are void");
     }
     let says = Capacities::possible(id.writer, key, members) & live.left;
     match key.layer {

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     Admission, Audience, Authentic, Body, ClusterId, EPOCHS_MAX, FederationId, LOGS_MAX, Record, RecordId,
     replica::EPOCH_RECORDS_MAX,
+    roll,
 };
 
 impl Replica {
@@ -111,7 +112,7 @@ impl Replica {
     /// Enters a record in the indexes.
     fn file(&mut self, record: &Authentic<Record>, arrival: u64) {
         self.keys.entry(record.key()).or_default().push(arrival);
-        if record.value().audience != Audience::Law {
+        if !roll::is_paper(record.value()) {
             return;
         }
         match &record.value().body {
@@ -121,8 +122,7 @@ impl Replica {
             Body::Admission(Admission { candidate, .. }) => {
                 self.writers.entry(candidate.id).or_insert(candidate.replication_key);
             }
-            Body::Lawmaker { .. } | Body::Terms(_) => {}
-            _ => return,
+            _ => {}
         }
         self.papers.insert(arrival);
     }

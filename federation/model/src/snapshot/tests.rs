@@ -63,7 +63,7 @@ fn names_itself() {
     let snapshot = world().snapshot();
     assert_eq!(snapshot.own_name.as_str(), "west");
     assert_eq!(snapshot.own_trust_domain, domain(1));
-    assert_eq!(snapshot.members.len(), 3);
+    assert_eq!(snapshot.members.iter().count(), 3);
     assert_eq!(snapshot.members.get(&cluster(2)).map(|member| member.sponsor), Some(cluster(0)));
 }
 
@@ -160,7 +160,7 @@ fn terms_are_the_members_own_and_the_narrower_of_siblings() {
     world.add(beside);
     assert_eq!(accept(&world), Some(Accept::Own), "it replaced nothing");
     let terms =
-        MemberTerms { accept: Accept::Federation, endpoints: vec!["west.example:7000".parse().expect("endpoint")] };
+        MemberTerms { endpoints: vec!["west.example:7000".parse().expect("endpoint")], ..MemberTerms::default() };
     let over = world.west.write(Audience::Law, Body::Terms(terms.clone()), &[own]);
     world.add(over);
     assert_eq!(accept(&world), Some(Accept::Federation));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    Intention, evaluator,
+    Intention, Member, MemberState, evaluator,
     testing::{Dice, label},
 };
 
@@ -17,7 +17,14 @@ fn random_members(dice: &mut Dice) -> Members {
     let mut members = Members::default();
     for number in 0..4 {
         let accept = if dice.one_in(3) { Accept::Own } else { Accept::Federation };
-        members.insert(member(number, dice.one_in(2), accept));
+        let state = match dice.below(10) {
+            0 => MemberState::Suspended,
+            // One that is gone has no name, so that no pair is its own; what it wrote stays.
+            1 => MemberState::Evicted,
+            2 => MemberState::Blocked,
+            _ => MemberState::Active,
+        };
+        members.insert(Member { state, ..member(number, dice.one_in(2), accept) });
     }
     members
 }
@@ -241,6 +248,37 @@ fn records_of_one_who_makes_no_law_never_open_anything_at_others() {
     assert!(counts.values().all(|count| *count >= 100) && counts.len() == 3, "{counts:?}");
 }
 
+/// Whoever is out opens nothing to anybody, lawmaker or not, whatever it wrote and wrote over.
+#[test]
+fn records_of_one_that_is_out_never_open_anything() {
+    let counts = on_all_cores(20_000, |seed| {
+        let mut dice = Dice(seed ^ 0x0075_0000);
+        let members = random_members(&mut dice);
+        let records = random_records(&mut dice);
+        let all = compile(&records, &members);
+        let mut counts = BTreeMap::new();
+        for out in members.iter().filter(|member| member.state.is_out()) {
+            let without: Vec<_> = records.iter().filter(|(id, _)| id.writer != out.id).cloned().collect();
+            let before = compile(&without, &members);
+            for _ in 0..10 {
+                let (source, service) = (random_source(&mut dice), random_service(&mut dice));
+                let (now, then) = (all.allows(&source, &service), before.allows(&source, &service));
+                assert!(!now || then, "seed {seed}: {:?} opened {source} -> {service:?}\n{records:#?}", out.id);
+                let kind = if now {
+                    "open"
+                } else if then {
+                    "closed by it"
+                } else {
+                    "shut"
+                };
+                *counts.entry(kind).or_default() += 1;
+            }
+        }
+        counts
+    });
+    assert!(counts.values().all(|count| *count >= 100) && counts.len() == 3, "{counts:?}");
+}
+
 /// The other half of R1: where a cluster keeps its own law, all foreign records together can only restrict.
 #[test]
 fn foreign_records_only_restrict_a_cluster_that_keeps_its_own_law() {
@@ -282,6 +320,10 @@ fn a_guardrail_for_ones_own_is_lifted_by_nobody_else() {
         let mut records = random_records(&mut dice);
         let key = IntentionKey { layer: Layer::Guardrail, ..random_key(&mut dice) };
         let writer = cluster(dice.below(4) as u8);
+        // What one that is gone denied, lawmakers may lift.
+        if members.get(&writer).is_none_or(|member| member.state.is_gone()) {
+            return BTreeMap::new();
+        }
         let mut federation = Writer::new(0, FederationId::from_digest(Digest::ZERO));
         federation.own = writer;
         let deny = federation.rule(&key, DENY, &[]);
