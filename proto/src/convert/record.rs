@@ -9,14 +9,18 @@
 //! | a rule with a state that is unknown                    | an intention, [`RuleState::NotUnderstood`] |
 //! | a rule with a layer that is unknown                    | [`Body::Unknown`], critical              |
 //! | a kind that is unknown, nothing critical               | [`Body::Unknown`], not critical          |
-//! | terms whose `accept` is unknown                        | [`Accept::Own`], the narrower            |
+//! | terms of which a word is unknown                       | the narrower: own law, approval by hand, no relaying |
+//! | a stance that is unknown                               | [`Stance::Blocked`]                      |
 //!
 //! This version knows no critical feature.
 
+use std::collections::BTreeMap;
+
 use federation_model::{
-    ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Body, Candidate, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX, Endpoint,
-    Export, FederationId, Intention, IntentionKey, MemberTerms, RECORD_BYTES_MAX, REPLACES_MAX, ROOT_BYTES_MAX,
-    ROOTS_MAX, Record, RecordId, RuleState, Timestamp, TrustBundle,
+    ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Approval, Body, Candidate, DESPITE_MAX, ENDPOINT_BYTES_MAX,
+    ENDPOINTS_MAX, EPOCHS_MAX, Endpoint, Eviction, Export, FederationId, Head, Intention, IntentionKey, MemberTerms,
+    RECORD_BYTES_MAX, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId, Relay, RuleState, Stance, Timestamp,
+    TrustBundle,
 };
 use prost::Message;
 
@@ -40,6 +44,8 @@ mod kind {
     pub(super) const RULE: u32 = 25;
     pub(super) const SERVICE: u32 = 26;
     pub(super) const SERVICE_GONE: u32 = 27;
+    pub(super) const EVICTION: u32 = 28;
+    pub(super) const STANCE: u32 = 29;
 }
 
 /// The bytes that a writer signs.
@@ -130,6 +136,17 @@ fn encode_body(body: &Body) -> WireBody {
             kind::SERVICE_GONE,
             Wire::ServiceGone(wire::ServiceGone { service: service.to_string(), namespace: namespace.to_string() }),
         ),
+        Body::Eviction(eviction) => plain(kind::EVICTION, Wire::Eviction(eviction.into())),
+        Body::Stance { cluster, stance } => {
+            use wire::stance::What;
+            let what = match stance {
+                Stance::Approved { despite } => What::Approved(wire::Approved {
+                    despite: despite.iter().map(|signer| signer.as_bytes().to_vec()).collect(),
+                }),
+                Stance::Blocked => What::Blocked(true),
+            };
+            plain(kind::STANCE, Wire::Stance(wire::Stance { cluster: cluster.as_bytes().to_vec(), what: Some(what) }))
+        }
         Body::Unknown { kind, critical } => (*kind, *critical, None, None),
     }
 }
@@ -186,6 +203,8 @@ fn decode_body(message: &wire::Record) -> Result<Body, ConvertError> {
         Wire::Rule(_) => kind::RULE,
         Wire::Service(_) => kind::SERVICE,
         Wire::ServiceGone(_) => kind::SERVICE_GONE,
+        Wire::Eviction(_) => kind::EVICTION,
+        Wire::Stance(_) => kind::STANCE,
     });
     // Whoever reads `kind` and whoever reads the body must see one and the same thing.
     if found.is_some_and(|found| found != message.kind) {
@@ -195,7 +214,7 @@ fn decode_body(message: &wire::Record) -> Result<Body, ConvertError> {
         return Ok(not_understood(message));
     }
     let Some(body) = &message.body else {
-        if (kind::FOUNDING..=kind::SERVICE_GONE).contains(&message.kind) {
+        if (kind::FOUNDING..=kind::STANCE).contains(&message.kind) {
             return Err(ConvertError::Missing { field: "record.body" });
         }
         return Ok(Body::Unknown { kind: message.kind, critical: false });
@@ -218,6 +237,10 @@ fn decode_body(message: &wire::Record) -> Result<Body, ConvertError> {
             service: field::text("service_gone.service", &gone.service)?,
             namespace: field::text("service_gone.namespace", &gone.namespace)?,
         },
+        Wire::Eviction(eviction) => Body::Eviction(eviction.try_into()?),
+        Wire::Stance(stance) => {
+            Body::Stance { cluster: field::cluster("stance.cluster", &stance.cluster)?, stance: stance.try_into()? }
+        }
     })
 }
 
@@ -249,7 +272,20 @@ impl From<&MemberTerms> for wire::Terms {
             Accept::Federation => wire::terms::Accept::Federation,
             Accept::Own => wire::terms::Accept::Own,
         };
-        Self { accept: accept.into(), endpoints: terms.endpoints.iter().map(Endpoint::to_string).collect() }
+        let approval = match terms.approval {
+            Approval::Auto => wire::terms::Approval::Auto,
+            Approval::Manual => wire::terms::Approval::Manual,
+        };
+        let relay = match terms.relay {
+            Relay::Nobody => wire::terms::Relay::Nobody,
+            Relay::Members => wire::terms::Relay::Members,
+        };
+        Self {
+            accept: accept.into(),
+            endpoints: terms.endpoints.iter().map(Endpoint::to_string).collect(),
+            approval: approval.into(),
+            relay: relay.into(),
+        }
     }
 }
 
@@ -260,7 +296,15 @@ impl TryFrom<&wire::Terms> for MemberTerms {
             Ok(wire::terms::Accept::Federation) => Accept::Federation,
             Ok(wire::terms::Accept::Own) | Err(_) => Accept::Own,
         };
-        Ok(Self { accept, endpoints: endpoints("terms.endpoints", &message.endpoints)? })
+        let approval = match wire::terms::Approval::try_from(message.approval) {
+            Ok(wire::terms::Approval::Auto) => Approval::Auto,
+            Ok(wire::terms::Approval::Manual) | Err(_) => Approval::Manual,
+        };
+        let relay = match wire::terms::Relay::try_from(message.relay) {
+            Ok(wire::terms::Relay::Members) => Relay::Members,
+            Ok(wire::terms::Relay::Nobody) | Err(_) => Relay::Nobody,
+        };
+        Ok(Self { accept, approval, relay, endpoints: endpoints("terms.endpoints", &message.endpoints)? })
     }
 }
 
@@ -274,6 +318,43 @@ pub(super) fn endpoints(field: &'static str, texts: &[String]) -> Result<Vec<End
             field::text(field, text)
         })
         .collect()
+}
+
+impl From<&Eviction> for wire::Eviction {
+    fn from(eviction: &Eviction) -> Self {
+        let head = |(epoch, head): (&u64, &Head)| wire::EpochHead {
+            epoch: *epoch,
+            seq: head.seq,
+            digest: head.digest.0.to_vec(),
+        };
+        Self { cluster: eviction.cluster.as_bytes().to_vec(), heads: eviction.heads.iter().map(head).collect() }
+    }
+}
+
+impl TryFrom<&wire::Eviction> for Eviction {
+    type Error = ConvertError;
+    fn try_from(message: &wire::Eviction) -> Result<Self, ConvertError> {
+        field::count("eviction.heads", message.heads.len(), EPOCHS_MAX)?;
+        let mut heads = BTreeMap::new();
+        for head in &message.heads {
+            let digest = field::digest("eviction.heads.digest", &head.digest)?;
+            if heads.insert(head.epoch, Head { seq: head.seq, digest }).is_some() {
+                return Err(ConvertError::value("eviction.heads", format!("epoch {} stands twice", head.epoch)));
+            }
+        }
+        Ok(Self { cluster: field::cluster("eviction.cluster", &message.cluster)?, heads })
+    }
+}
+
+impl TryFrom<&wire::Stance> for Stance {
+    type Error = ConvertError;
+    /// One that this version does not know is a block: when in doubt, no traffic.
+    fn try_from(message: &wire::Stance) -> Result<Self, ConvertError> {
+        let Some(wire::stance::What::Approved(approved)) = &message.what else { return Ok(Self::Blocked) };
+        field::count("stance.despite", approved.despite.len(), DESPITE_MAX)?;
+        let despite = approved.despite.iter().map(|signer| field::cluster("stance.despite", signer));
+        Ok(Self::Approved { despite: despite.collect::<Result<_, _>>()? })
+    }
 }
 
 impl From<&TrustBundle> for wire::Bundle {

@@ -1,10 +1,10 @@
 //! Tests of all conversions: there and back, hostile bytes, the future, and the bytes on the wire.
 
 use federation_model::{
-    ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Audience, Body, Candidate, ClusterId, DestinationPattern,
-    Digest, ENDPOINTS_MAX, EPOCHS_MAX, Export, FederationId, Head, Intention, IntentionKey, JoinToken, Label, Layer,
-    MemberTerms, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId, ReplicationKey, RuleState, SealingKey,
-    SourcePattern, Timestamp, TokenId, TokenSecret, TrustBundle, Vector,
+    ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Approval, Audience, Body, Candidate, ClusterId, DESPITE_MAX,
+    DestinationPattern, Digest, ENDPOINTS_MAX, EPOCHS_MAX, Eviction, Export, FederationId, Head, Intention, IntentionKey,
+    JoinToken, Label, Layer, MemberTerms, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId, Relay,
+    ReplicationKey, RuleState, SealingKey, SourcePattern, Stance, Timestamp, TokenId, TokenSecret, TrustBundle, Vector,
 };
 use prost::Message;
 
@@ -122,7 +122,21 @@ fn samples() -> Vec<(&'static str, Record)> {
         },
         state: RuleState::Deleted,
     };
-    let terms = MemberTerms { accept: Accept::Own, endpoints: vec![named("west.example:7443")] };
+    let terms = MemberTerms {
+        accept: Accept::Own,
+        approval: Approval::Manual,
+        relay: Relay::Members,
+        endpoints: vec![named("west.example:7443")],
+    };
+    let eviction = Eviction {
+        cluster: id(0xbb),
+        heads: [(1, Head { seq: 9, digest: Digest([0x33; 32]) }), (2, Head { seq: 1, digest: Digest([0x44; 32]) })].into(),
+    };
+    let private = |stance| {
+        let mut record = record(Body::Stance { cluster: id(0xbb), stance });
+        record.audience = Audience::Member(record.writer);
+        record
+    };
     let mut founding = record(Body::Founding(candidate()));
     (founding.seq, founding.previous, founding.replaces) = (1, Digest::ZERO, Vec::new());
     let mut shown = record(Body::Service(export));
@@ -141,6 +155,10 @@ fn samples() -> Vec<(&'static str, Record)> {
         ("rule-not-understood", record(Body::Intention(intention(Layer::Timed, RuleState::NotUnderstood)))),
         ("service", shown),
         ("service-gone", gone),
+        ("eviction", record(Body::Eviction(eviction))),
+        ("leaving", record(Body::Eviction(Eviction { cluster: id(0xaa), heads: Default::default() }))),
+        ("stance-approved", private(Stance::Approved { despite: [id(0xcc), id(0xdd)].into() })),
+        ("stance-blocked", private(Stance::Blocked)),
         ("unknown", record(Body::Unknown { kind: 4711, critical: false })),
         ("unknown-critical", record(Body::Unknown { kind: 4711, critical: true })),
     ]
@@ -251,12 +269,30 @@ fn a_wrong_field_is_named() {
         ("founding", "candidate.sealing_key", "missing", |r| founder(r).sealing_key.clear()),
         ("terms", "terms.endpoints", "too_many", |r| {
             let endpoints = vec!["a:1".to_owned(); ENDPOINTS_MAX + 1];
-            r.body = Some(Wire::Terms(wire::Terms { accept: 0, endpoints }));
+            r.body = Some(Wire::Terms(wire::Terms { endpoints, ..Default::default() }));
         }),
         ("terms", "terms.endpoints", "value", |r| {
-            r.body = Some(Wire::Terms(wire::Terms { accept: 0, endpoints: vec!["http://a:1/".to_owned()] }));
+            r.body = Some(Wire::Terms(wire::Terms { endpoints: vec!["http://a:1/".to_owned()], ..Default::default() }));
         }),
         ("lawmaker", "lawmaker.cluster", "missing", |r| r.body = Some(Wire::Lawmaker(wire::Lawmaker::default()))),
+        ("eviction", "eviction.cluster", "missing", |r| eviction(r).cluster.clear()),
+        ("eviction", "eviction.heads", "too_many", |r| {
+            let heads = &mut eviction(r).heads;
+            *heads = (0..=EPOCHS_MAX as u64).map(|epoch| wire::EpochHead { epoch, ..heads[0].clone() }).collect();
+        }),
+        ("eviction", "eviction.heads", "value", |r| {
+            let twice = eviction(r).heads[0].clone();
+            eviction(r).heads.push(twice);
+        }),
+        ("eviction", "eviction.heads.digest", "length", |r| eviction(r).heads[0].digest.truncate(31)),
+        ("stance-approved", "stance.cluster", "length", |r| stance(r).cluster.push(0)),
+        ("stance-approved", "stance.despite", "too_many", |r| {
+            let despite = vec![vec![7; 32]; DESPITE_MAX + 1];
+            stance(r).what = Some(wire::stance::What::Approved(wire::Approved { despite }));
+        }),
+        ("stance-approved", "stance.despite", "length", |r| {
+            stance(r).what = Some(wire::stance::What::Approved(wire::Approved { despite: vec![vec![7; 3]] }));
+        }),
         ("bundle", "bundle.roots", "too_many", |r| bundle(r).roots = vec![vec![1]; ROOTS_MAX + 1]),
         ("bundle", "bundle.roots", "too_long", |r| bundle(r).roots = vec![vec![0; ROOT_BYTES_MAX + 1]]),
         ("bundle", "bundle.trust_domain", "missing", |r| bundle(r).trust_domain.clear()),
@@ -294,6 +330,16 @@ fn destination(record: &mut wire::Record) -> &mut wire::Destination {
 fn founder(record: &mut wire::Record) -> &mut wire::Candidate {
     let Some(wire::record::Body::Founding(candidate)) = &mut record.body else { panic!("founding") };
     candidate
+}
+
+fn eviction(record: &mut wire::Record) -> &mut wire::Eviction {
+    let Some(wire::record::Body::Eviction(eviction)) = &mut record.body else { panic!("eviction") };
+    eviction
+}
+
+fn stance(record: &mut wire::Record) -> &mut wire::Stance {
+    let Some(wire::record::Body::Stance(stance)) = &mut record.body else { panic!("stance") };
+    stance
 }
 
 fn bundle(record: &mut wire::Record) -> &mut wire::Bundle {
@@ -344,10 +390,23 @@ fn a_rule_in_a_state_of_the_future_is_not_understood() {
 }
 
 #[test]
-fn a_way_to_accept_of_the_future_counts_as_the_narrower() {
-    let terms = wire::Terms { accept: 7, endpoints: Vec::new() };
+fn terms_of_the_future_count_as_the_narrower() {
+    let terms = wire::Terms { accept: 7, approval: 7, relay: 7, endpoints: Vec::new() };
     let read = changed_sample("terms", |r| r.body = Some(wire::record::Body::Terms(terms))).expect("kept");
-    assert_eq!(read.body, Body::Terms(MemberTerms { accept: Accept::Own, endpoints: Vec::new() }));
+    let narrower = MemberTerms {
+        accept: Accept::Own,
+        approval: Approval::Manual,
+        relay: Relay::Nobody,
+        endpoints: Vec::new(),
+    };
+    assert_eq!(read.body, Body::Terms(narrower));
+}
+
+#[test]
+fn a_stance_of_the_future_blocks() {
+    let stance = wire::Stance { cluster: vec![0xbb; 32], what: None };
+    let read = changed_sample("stance-blocked", |r| r.body = Some(wire::record::Body::Stance(stance))).expect("kept");
+    assert_eq!(read.body, Body::Stance { cluster: id(0xbb), stance: Stance::Blocked });
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! Any record there and back, and any bytes at all.
 
 use federation_model::{
-    ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Audience, Body, Candidate, ClusterId, DestinationPattern,
-    Digest, ENDPOINTS_MAX, Export, FederationId, Intention, IntentionKey, Label, Layer, MemberTerms, Record, RecordId,
-    ReplicationKey, RuleState, SealingKey, SourcePattern, Timestamp, TrustBundle, Vector,
+    ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Approval, Audience, Body, Candidate, ClusterId,
+    DestinationPattern, Digest, ENDPOINTS_MAX, Eviction, Export, FederationId, Head, Intention, IntentionKey, Label,
+    Layer, MemberTerms, Record, RecordId, Relay, ReplicationKey, RuleState, SealingKey, SourcePattern, Stance,
+    Timestamp, TrustBundle, Vector,
 };
-use proptest::{collection::vec, prelude::*};
+use proptest::{
+    collection::{btree_map, btree_set, vec},
+    option,
+    prelude::*,
+};
 use prost::Message;
 
 use super::{super::*, named};
@@ -82,9 +87,23 @@ fn bodies() -> impl Strategy<Value = Body> {
         candidates().prop_map(Body::Founding),
         (candidates(), any::<bool>())
             .prop_map(|(candidate, lawmaker)| Body::Admission(Admission { candidate, lawmaker })),
-        (any::<bool>(), vec("[a-z0-9.-]{1,40}:[1-9][0-9]{0,3}", 0..=ENDPOINTS_MAX)).prop_map(|(own, endpoints)| {
-            let accept = if own { Accept::Own } else { Accept::Federation };
-            Body::Terms(MemberTerms { accept, endpoints: endpoints.iter().map(|text| named(text)).collect() })
+        (any::<[bool; 3]>(), vec("[a-z0-9.-]{1,40}:[1-9][0-9]{0,3}", 0..=ENDPOINTS_MAX)).prop_map(
+            |([own, manual, relay], endpoints)| {
+                Body::Terms(MemberTerms {
+                    accept: if own { Accept::Own } else { Accept::Federation },
+                    approval: if manual { Approval::Manual } else { Approval::Auto },
+                    relay: if relay { Relay::Members } else { Relay::Nobody },
+                    endpoints: endpoints.iter().map(|text| named(text)).collect(),
+                })
+            }
+        ),
+        (clusters(), btree_map(1_u64..9, (any::<u64>(), digests()), 0..5)).prop_map(|(cluster, heads)| {
+            let heads = heads.into_iter().map(|(epoch, (seq, digest))| (epoch, Head { seq, digest })).collect();
+            Body::Eviction(Eviction { cluster, heads })
+        }),
+        (clusters(), option::of(btree_set(clusters(), 0..5))).prop_map(|(cluster, despite)| Body::Stance {
+            cluster,
+            stance: despite.map_or(Stance::Blocked, |despite| Stance::Approved { despite }),
         }),
         (clusters(), any::<bool>()).prop_map(|(cluster, on)| Body::Lawmaker { cluster, on }),
         ("[a-z0-9._-]{1,60}", any::<u64>(), vec(vec(any::<u8>(), 0..80), 0..5)).prop_map(
@@ -107,7 +126,7 @@ fn bodies() -> impl Strategy<Value = Body> {
             service: named(&service),
             namespace: named(&namespace),
         }),
-        (28_u32.., any::<bool>()).prop_map(|(kind, critical)| Body::Unknown { kind, critical }),
+        (30_u32.., any::<bool>()).prop_map(|(kind, critical)| Body::Unknown { kind, critical }),
     ]
 }
 
