@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use federation_model::{ClusterId, ClusterName, TokenError, TrustDomain};
+use federation_model::{ClusterId, ClusterName, MemberState, TokenError, TrustDomain};
 use federation_store::StoreError;
 use proto::convert::TokenTextError;
 
@@ -195,8 +195,8 @@ impl JoinError {
 pub enum TunnelError {
     #[error("there is no session with {0}: `hanse link status` says why")]
     NoSession(String),
-    #[error("link with {0} was removed")]
-    Blocked(String),
+    #[error("{member} is {state} here: `hanse cluster list` says by whom")]
+    Out { member: String, state: MemberState },
     #[error("session with {member} has {max} tunnels, which is the most")]
     TooMany { member: String, max: u32 },
     #[error("session with {0} ended while the tunnel was opened")]
@@ -210,7 +210,7 @@ impl TunnelError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoSession(_) => "no_session",
-            Self::Blocked(_) => "blocked",
+            Self::Out { state, .. } => state.as_str(),
             Self::TooMany { .. } => "too_many",
             Self::Lost(_) => "lost",
             Self::TimedOut(_) => "timed_out",

@@ -42,7 +42,7 @@ pub(crate) const VERSION_MIN: u32 = 1;
 pub(crate) const VERSION_MAX: u32 = 1;
 
 /// Every word that an issuer refuses with.
-pub(crate) const REFUSALS: [&str; 12] = [
+pub(crate) const REFUSALS: [&str; 13] = [
     "not_open",
     "invalid_token",
     "token_used",
@@ -50,6 +50,7 @@ pub(crate) const REFUSALS: [&str; 12] = [
     "own_cluster",
     "name_taken",
     "domain_taken",
+    "evicted",
     "clock_skew",
     "candidate",
     "version",
@@ -290,6 +291,10 @@ async fn settle(
             Err(AdmitError::Failed(detail)) => {
                 tracing::error!(error = detail, "admission failed");
                 return Err(Refused::new("unavailable", "the issuer cannot admit now: try again with the same token"));
+            }
+            Err(AdmitError::Evicted) => {
+                let detail = "this cluster was evicted for good: set it up anew, with a new data_dir, and use a new token";
+                return Err(Refused::new("evicted", detail));
             }
             Err(error @ (AdmitError::Conflict | AdmitError::NameTaken | AdmitError::DomainTaken)) => {
                 let again = tokens::get(shared, &held.id).await.map_err(|error| Refused::unavailable(&error))?;

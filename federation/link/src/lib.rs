@@ -20,6 +20,7 @@ mod endpoint;
 mod error;
 mod join;
 mod limits;
+mod membership;
 mod metrics;
 mod open;
 pub mod probe;
@@ -39,7 +40,6 @@ mod tunnel;
 mod wire;
 
 use std::{
-    collections::BTreeSet,
     net::SocketAddr,
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
@@ -135,7 +135,6 @@ pub(crate) struct Shared {
     registry: Registry,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     records: watch::Sender<Arc<Vec<Authentic<Record>>>>,
-    blocked: watch::Sender<Arc<BTreeSet<ClusterId>>>,
     driver: mpsc::Sender<Command>,
     tunnels: mpsc::Sender<Tunnel>,
     events: mpsc::Sender<Event>,
@@ -217,6 +216,11 @@ impl Link {
             Body::Founding(_) => return Err(WriteError::Kind("founding")),
             Body::Admission(_) => return Err(WriteError::Kind("admission")),
             Body::Unknown { .. } => return Err(WriteError::Kind("unknown")),
+            Body::Eviction(_) => return Err(WriteError::Kind("eviction")),
+            Body::Stance { .. } if audience != Audience::Member(self.shared.own) => {
+                return Err(WriteError::Audience { what: "a stance", wanted: "this cluster alone" });
+            }
+            Body::Stance { .. } => {}
             Body::Service(_) | Body::ServiceGone { .. } if audience == Audience::Law => {
                 return Err(WriteError::Audience { what: "a service", wanted: "all, or to one member" });
             }
@@ -226,6 +230,10 @@ impl Link {
             }
             _ => {}
         }
+        self.say(audience, body, author).await
+    }
+
+    async fn say(&self, audience: Audience, body: Body, author: String) -> Result<RecordId, WriteError> {
         let (reply, replied) = oneshot::channel();
         let command = Command::Write { audience, body: Box::new(body), author, reply };
         self.shared.driver.send(command).await.map_err(|_| WriteError::Closed)?;
@@ -268,8 +276,9 @@ impl Link {
     /// There is no session, or it took no tunnel in time.
     pub async fn open_tunnel(&self, member: ClusterId) -> Result<Tunnel, TunnelError> {
         let name = || self.name(&member);
-        if self.shared.blocked.borrow().contains(&member) {
-            return Err(TunnelError::Blocked(name()));
+        let state = self.shared.snapshot.borrow().as_ref().and_then(|held| Some(held.members.get(&member)?.state));
+        if let Some(state) = state.filter(|state| !state.is_active()) {
+            return Err(TunnelError::Out { member: name(), state });
         }
         let mut last = TunnelError::NoSession(name());
         // The session in use may be ending as it is taken; its successor is there by then.
@@ -329,34 +338,6 @@ impl Link {
     /// It is no member.
     pub async fn probe(&self, member: ClusterId) -> Result<ProbeReport, TunnelError> {
         status::probe(&self.shared, member).await.ok_or_else(|| TunnelError::NoSession(self.name(&member)))
-    }
-
-    /// Shuts a member out here: its session ends, its identities are believed no more, its services are gone. Others
-    /// keep their links with it. Lasts until [`Link::approve`]. Says whether anything changed.
-    ///
-    /// # Errors
-    /// The store refuses.
-    pub async fn remove(&self, member: ClusterId) -> Result<bool, WriteError> {
-        self.block(member, true).await
-    }
-
-    /// Takes a removed member's link up again. Says whether anything changed.
-    ///
-    /// # Errors
-    /// The store refuses.
-    pub async fn approve(&self, member: ClusterId) -> Result<bool, WriteError> {
-        self.block(member, false).await
-    }
-
-    /// The members that are shut out here.
-    pub fn blocked(&self) -> Arc<BTreeSet<ClusterId>> {
-        self.shared.blocked.borrow().clone()
-    }
-
-    async fn block(&self, member: ClusterId, on: bool) -> Result<bool, WriteError> {
-        let (reply, replied) = oneshot::channel();
-        self.shared.driver.send(Command::Block { member, on, reply }).await.map_err(|_| WriteError::Closed)?;
-        replied.await.map_err(|_| WriteError::Closed)?
     }
 
     fn name(&self, member: &ClusterId) -> String {

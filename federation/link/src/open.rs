@@ -1,13 +1,15 @@
 //! Opening the link: the store's records become a replica, or a first start becomes a federation.
 
 use std::{
-    collections::BTreeSet,
     net::SocketAddr,
     sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use federation_identity::{federation_id, now, tls};
-use federation_model::{Audience, Authentic, Body, Digest, FederationId, MemberTerms, Record, Replica, TrustBundle};
+use federation_model::{
+    Approval, Audience, Authentic, Body, ClusterId, Digest, FederationId, MemberTerms, Record, Replica, Stance,
+    TrustBundle, fold,
+};
 use federation_store::{Change, Expect, Kind, Store};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,12 +24,6 @@ use crate::{
     state::{self, State},
     supervisor, tokens,
 };
-
-/// What the store gave, or what a first start made.
-struct Loaded {
-    replica: Replica,
-    blocked: BTreeSet<federation_model::ClusterId>,
-}
 
 pub(crate) async fn open(options: Options) -> Result<(Link, Incoming), LinkError> {
     metrics::describe();
@@ -68,7 +64,6 @@ pub(crate) async fn open(options: Options) -> Result<(Link, Incoming), LinkError
         registry: Registry::new(own),
         snapshot: watch::Sender::new(None),
         records: watch::Sender::new(Arc::default()),
-        blocked: watch::Sender::new(Arc::default()),
         driver,
         tunnels,
         events,
@@ -79,10 +74,9 @@ pub(crate) async fn open(options: Options) -> Result<(Link, Incoming), LinkError
         cancel: CancellationToken::new(),
         tasks: TaskTracker::new(),
     });
-    let Loaded { replica, blocked } = load(&shared).await?;
-    shared.blocked.send_replace(Arc::new(blocked.clone()));
+    let replica = load(&shared).await?;
     let arrivals = next_arrival(shared.store.as_ref()).await?;
-    let driver = Driver::new(shared.clone(), Start { replica, blocked, arrivals });
+    let driver = Driver::new(shared.clone(), Start { replica, arrivals });
     // Nothing is known of an open token before the first sweep, and a joiner may be waiting.
     if let Err(error) = tokens::sweep(&shared).await {
         tracing::error!(%error, "join tokens could not be swept");
@@ -105,7 +99,7 @@ fn terms(options: &Options, listening: Option<SocketAddr>) -> MemberTerms {
     if let Some(address) = listening.filter(|address| endpoints.is_empty() && !address.ip().is_unspecified()) {
         endpoints.extend(address.to_string().parse());
     }
-    MemberTerms { accept: options.terms.accept, endpoints }
+    MemberTerms { endpoints, ..options.terms }
 }
 
 async fn sweep(shared: Arc<Shared>) {
@@ -120,7 +114,7 @@ async fn sweep(shared: Arc<Shared>) {
     }
 }
 
-async fn load(shared: &Shared) -> Result<Loaded, LinkError> {
+async fn load(shared: &Shared) -> Result<Replica, LinkError> {
     let key = state::key();
     let state = match shared.store.get(&key).await? {
         Some(row) => Some(State::decode(&row.value).ok_or_else(|| LinkError::Unreadable {
@@ -141,8 +135,8 @@ async fn load(shared: &Shared) -> Result<Loaded, LinkError> {
     for refused in replica.load(records) {
         tracing::warn!(error = %refused, "stored record does not count");
     }
-    refresh(shared, &mut replica).await?;
-    Ok(Loaded { replica, blocked: state.blocked })
+    refresh(shared, &mut replica, state).await?;
+    Ok(replica)
 }
 
 /// Every stored record, by order of arrival, signatures checked again: the store is believed no more than a peer.
@@ -180,7 +174,7 @@ async fn next_arrival(store: &dyn Store) -> Result<u64, LinkError> {
 }
 
 /// The first start: founds a federation of one.
-async fn found(shared: &Shared) -> Result<Loaded, LinkError> {
+async fn found(shared: &Shared) -> Result<Replica, LinkError> {
     if !shared.store.list(Kind::Record, &[]).await?.is_empty() {
         let detail = "there are records, but the row that says of which federation is missing".into();
         return Err(LinkError::Unreadable { row: state::key().to_string(), detail });
@@ -205,15 +199,15 @@ async fn found(shared: &Shared) -> Result<Loaded, LinkError> {
         return Err(LinkError::Record(error.to_string()));
     }
     for body in own_words(shared) {
-        say(shared, &mut replica, body)?;
+        say(shared, &mut replica, Audience::Law, body)?;
     }
     let mut changes: Vec<Change> =
         replica.records().zip(0..).map(|(record, arrival)| records::put(record, arrival)).collect();
-    let state = State { own: shared.own, federation, blocked: BTreeSet::new() };
+    let state = State { own: shared.own, federation, blocked: Default::default() };
     changes.push(Change::put(state::key(), state.encode()).expecting(Expect::Absent));
     shared.store.apply(changes).await?;
     tracing::info!(federation = %federation.short(), cluster = %shared.candidate.name, "federation founded");
-    Ok(Loaded { replica, blocked: BTreeSet::new() })
+    Ok(replica)
 }
 
 /// Terms and bundle, as this cluster is configured.
@@ -226,15 +220,20 @@ fn own_bundle(shared: &Shared) -> TrustBundle {
     TrustBundle { trust_domain: candidate.trust_domain.clone(), sequence: 1, roots: vec![candidate.root.clone()] }
 }
 
-fn say(shared: &Shared, replica: &mut Replica, body: Body) -> Result<Authentic<Record>, LinkError> {
-    let record = replicate::compose(shared, replica, Audience::Law, body, "start".into());
+fn say(
+    shared: &Shared,
+    replica: &mut Replica,
+    audience: Audience,
+    body: Body,
+) -> Result<Authentic<Record>, LinkError> {
+    let record = replicate::compose(shared, replica, audience, body, "start".into());
     let record = record.map_err(|error| LinkError::Record(error.to_string()))?;
     replica.on_local(record.clone()).map_err(|error| LinkError::Record(error.to_string()))?;
     Ok(record)
 }
 
 /// Says anew what changed in the configuration since the last start.
-async fn refresh(shared: &Shared, replica: &mut Replica) -> Result<(), LinkError> {
+async fn refresh(shared: &Shared, replica: &mut Replica, state: State) -> Result<(), LinkError> {
     let own = shared.own;
     let of_own = |wanted: fn(&Body) -> bool| {
         let last =
@@ -242,21 +241,42 @@ async fn refresh(shared: &Shared, replica: &mut Replica) -> Result<(), LinkError
         last.map(|record| record.value().body.clone())
     };
     let mut changed = Vec::new();
-    if of_own(|body| matches!(body, Body::Terms(_))) != Some(Body::Terms(shared.terms.clone())) {
-        changed.push(Body::Terms(shared.terms.clone()));
+    let before = of_own(|body| matches!(body, Body::Terms(_)));
+    if let Some(Body::Terms(MemberTerms { approval: Approval::Auto, .. })) = &before
+        && shared.terms.approval == Approval::Manual
+    {
+        // Whom this cluster took in before it began to approve by hand stays.
+        let members = fold(own, state.federation, 0, replica.records()).map(|held| held.members).unwrap_or_default();
+        let active = members.iter().filter(|member| member.id != own && member.state.is_active());
+        changed.extend(active.map(|member| {
+            let despite = member.evicted_by.iter().copied().collect();
+            stance(own, member.id, Stance::Approved { despite })
+        }));
+    }
+    if before != Some(Body::Terms(shared.terms.clone())) {
+        changed.push((Audience::Law, Body::Terms(shared.terms.clone())));
     }
     if of_own(|body| matches!(body, Body::Bundle(_))).is_none() {
-        changed.push(Body::Bundle(own_bundle(shared)));
+        changed.push((Audience::Law, Body::Bundle(own_bundle(shared))));
     }
+    changed.extend(state.blocked.iter().map(|member| stance(own, *member, Stance::Blocked)));
     if changed.is_empty() {
         return Ok(());
     }
     let mut arrival = next_arrival(shared.store.as_ref()).await?;
     let mut rows = Vec::new();
-    for body in changed {
-        rows.push(records::put(&say(shared, replica, body)?, arrival));
+    for (audience, body) in changed {
+        rows.push(records::put(&say(shared, replica, audience, body)?, arrival));
         arrival += 1;
+    }
+    if !state.blocked.is_empty() {
+        let state = State { blocked: Default::default(), ..state };
+        rows.push(Change::put(state::key(), state.encode()));
     }
     shared.store.apply(rows).await?;
     Ok(())
+}
+
+fn stance(own: ClusterId, cluster: ClusterId, stance: Stance) -> (Audience, Body) {
+    (Audience::Member(own), Body::Stance { cluster, stance })
 }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use federation_identity::{Signer, record as signatures};
 use federation_model::{
-    Audience, Authentic, Body, ClusterId, FederationId, RECORD_BYTES_MAX, Record, RecordKey, ReplicationKey,
+    Authentic, Body, ClusterId, FederationId, RECORD_BYTES_MAX, Record, ReplicationKey,
 };
 use federation_store::{Change, Expect, Row, record_key};
 use proto::convert::{Envelope, decode_envelope, encode_envelope, encode_record_checked};
@@ -152,25 +152,4 @@ pub(crate) fn put(record: &Authentic<Record>, arrival: u64) -> Change {
 pub(crate) fn read_row(row: &Row) -> Option<(u64, Arc<[u8]>)> {
     let (arrival, raw) = row.value.split_first_chunk::<ARRIVAL_BYTES>()?;
     Some((u64::from_be_bytes(*arrival), Arc::from(raw)))
-}
-
-/// What a body written by `writer` to `audience` is about; `None` for a kind that is not written by hand.
-pub(crate) fn key_of(writer: ClusterId, audience: Audience, body: &Body) -> Option<RecordKey> {
-    Some(match body {
-        Body::Founding(_) | Body::Unknown { .. } => return None,
-        Body::Admission(admission) => RecordKey::Admission { cluster: admission.candidate.id, writer },
-        Body::Terms(_) => RecordKey::Terms(writer),
-        Body::Lawmaker { cluster, .. } => RecordKey::Lawmaker { cluster: *cluster, writer },
-        Body::Bundle(_) => RecordKey::Bundle(writer),
-        Body::Intention(intention) => RecordKey::Intention(intention.key.clone()),
-        Body::Service(export) => RecordKey::Service {
-            writer,
-            audience,
-            namespace: export.namespace.clone(),
-            service: export.service.clone(),
-        },
-        Body::ServiceGone { service, namespace } => {
-            RecordKey::Service { writer, audience, namespace: namespace.clone(), service: service.clone() }
-        }
-    })
 }

@@ -14,8 +14,8 @@ use std::{
 
 use federation_identity::now;
 use federation_model::{
-    Admission, Alarm, Audience, Authentic, Body, Bundles, ClusterId, Effect, FederationId, Intention, Message, Record,
-    RecordId, RecordKey, Replica, RuleState, ServiceCatalog, Snapshot, Vector, fold,
+    Admission, Alarm, Audience, Authentic, Body, Bundles, ClusterId, Digest, Effect, FederationId, Intention,
+    MemberState, Message, Record, RecordId, RecordKey, Replica, RuleState, Vector, fold,
 };
 use federation_store::{Change, Expect, Kind, StoreError};
 use tokio::{
@@ -58,12 +58,6 @@ pub(crate) enum Command {
         records: Vec<Authentic<Record>>,
         reply: oneshot::Sender<Result<(), RejoinError>>,
     },
-    /// Shuts a member out here, or lets it in again.
-    Block {
-        member: ClusterId,
-        on: bool,
-        reply: oneshot::Sender<Result<bool, WriteError>>,
-    },
     Vector {
         peer: ClusterId,
         vector: Vector,
@@ -79,6 +73,8 @@ pub(crate) enum Command {
 pub(crate) enum AdmitError {
     NameTaken,
     DomainTaken,
+    /// That very cluster was put out for good.
+    Evicted,
     /// The token changed meanwhile: judge it again.
     Conflict,
     Failed(String),
@@ -105,7 +101,6 @@ struct Pending {
 pub(crate) struct Driver {
     shared: Arc<Shared>,
     replica: Replica,
-    blocked: BTreeSet<ClusterId>,
     /// Durable, and not in the records last published.
     unpublished: Vec<Authentic<Record>>,
     /// Order of arrival of the next record.
@@ -120,20 +115,18 @@ pub(crate) struct Driver {
 /// What the driver starts from.
 pub(crate) struct Start {
     pub(crate) replica: Replica,
-    pub(crate) blocked: BTreeSet<ClusterId>,
     pub(crate) arrivals: u64,
 }
 
 impl Driver {
     /// A driver that has published once already.
     pub(crate) fn new(shared: Arc<Shared>, start: Start) -> Self {
-        let Start { replica, blocked, arrivals } = start;
+        let Start { replica, arrivals } = start;
         let (published, publish_cost) = (Instant::now(), Duration::ZERO);
         let connected = BTreeMap::new();
         let mut driver = Self {
             shared,
             replica,
-            blocked,
             unpublished: Vec::new(),
             arrivals,
             connected,
@@ -211,17 +204,23 @@ impl Driver {
                     let _ = self.flush(std::mem::take(&mut pending)).await;
                     let _ = reply.send(self.rejoin(federation, records).await);
                 }
-                Command::Block { member, on, reply } => {
-                    let _ = self.flush(std::mem::take(&mut pending)).await;
-                    let _ = reply.send(self.block(member, on).await);
-                }
             }
         }
         let _ = self.flush(pending).await;
     }
 
     /// Signs a record for the next place of its log and takes it.
-    fn write(&mut self, audience: Audience, body: Body, author: String) -> Result<(RecordId, Vec<Effect>), WriteError> {
+    fn write(
+        &mut self,
+        audience: Audience,
+        mut body: Body,
+        author: String,
+    ) -> Result<(RecordId, Vec<Effect>), WriteError> {
+        if let Body::Eviction(eviction) = &mut body
+            && eviction.cluster != self.shared.own
+        {
+            eviction.heads = self.replica.heads(eviction.cluster, Audience::Law);
+        }
         let record = compose(&self.shared, &self.replica, audience, body, author)?;
         let id = record.id();
         let effects = self.replica.on_local(record).map_err(|error| WriteError::Bounds(error.to_string()))?;
@@ -270,6 +269,9 @@ impl Driver {
         let candidate = &admission.candidate;
         if let Some(snapshot) = self.shared.snapshot.borrow().as_ref() {
             let other = |member: Option<&federation_model::Member>| member.is_some_and(|held| held.id != candidate.id);
+            if snapshot.members.get(&candidate.id).is_some_and(|held| held.state == MemberState::Evicted) {
+                return Err(AdmitError::Evicted);
+            }
             if other(snapshot.members.by_name(&candidate.name)) {
                 return Err(AdmitError::NameTaken);
             }
@@ -329,36 +331,16 @@ impl Driver {
         for row in store.list(Kind::JoinToken, &[]).await.map_err(failed)? {
             changes.push(Change::Delete { key: row.key, expected: Expect::Any });
         }
-        let state = State { own, federation, blocked: BTreeSet::new() };
+        let state = State { own, federation, blocked: Default::default() };
         changes.push(Change::Put { key: state::key(), value: state.encode(), expected: Expect::Any });
         store.apply(changes).await.map_err(failed)?;
         self.arrivals = replica.len() as u64;
         self.replica = replica;
-        self.blocked = BTreeSet::new();
         self.unpublished.clear();
-        self.shared.blocked.send_replace(Arc::default());
         self.connected.clear();
         self.publish();
         self.follow_sessions().await;
         Ok(())
-    }
-
-    async fn block(&mut self, member: ClusterId, on: bool) -> Result<bool, WriteError> {
-        let mut blocked = self.blocked.clone();
-        let changed = if on { blocked.insert(member) } else { blocked.remove(&member) };
-        if !changed {
-            return Ok(false);
-        }
-        if blocked.len() > crate::limits::BLOCKED_MAX {
-            return Err(WriteError::Bounds(format!("at most {} members may be blocked", crate::limits::BLOCKED_MAX)));
-        }
-        let state = State { own: self.shared.own, federation: self.replica.federation(), blocked: blocked.clone() };
-        let change = Change::Put { key: state::key(), value: state.encode(), expected: Expect::Any };
-        self.shared.store.apply(vec![change]).await.map_err(|error| WriteError::Store(error.to_string()))?;
-        self.blocked = blocked;
-        self.shared.blocked.send_replace(Arc::new(self.blocked.clone()));
-        self.publish();
-        Ok(true)
     }
 
     /// Tells the replica who came and who went: of each member, the session in use.
@@ -459,7 +441,6 @@ impl Driver {
         self.revision += 1;
         let own = self.replica.own();
         let snapshot = fold(own, self.replica.federation(), self.revision, self.replica.records());
-        let snapshot = snapshot.map(|snapshot| self.narrow(snapshot));
         match &snapshot {
             Some(snapshot) => drop(self.shared.verifier.publish(&snapshot.bundles)),
             None => drop(self.shared.verifier.publish(&Bundles::default())),
@@ -470,29 +451,6 @@ impl Driver {
         self.dirty = false;
         self.published = Instant::now();
         self.publish_cost = started.elapsed();
-    }
-
-    /// Takes away the roots and services of whom this cluster shut out.
-    fn narrow(&self, mut snapshot: Snapshot) -> Snapshot {
-        if self.blocked.is_empty() {
-            return snapshot;
-        }
-        let domains: BTreeSet<_> = self
-            .blocked
-            .iter()
-            .filter_map(|member| snapshot.members.get(member))
-            .map(|member| member.trust_domain.clone())
-            .collect();
-        let mut bundles = Bundles::default();
-        for bundle in snapshot.bundles.iter().filter(|bundle| !domains.contains(&bundle.trust_domain)) {
-            let _ = bundles.update(bundle.clone());
-        }
-        let mut catalog = ServiceCatalog::default();
-        for service in snapshot.catalog.iter().filter(|service| !self.blocked.contains(&service.id.cluster)) {
-            catalog.insert(service.clone());
-        }
-        (snapshot.bundles, snapshot.catalog) = (bundles, catalog);
-        snapshot
     }
 }
 
@@ -518,7 +476,7 @@ pub(crate) fn compose(
     author: String,
 ) -> Result<Authentic<Record>, WriteError> {
     let position = replica.next_position(audience);
-    let key = records::key_of(shared.own, audience, &body).ok_or(WriteError::Kind("founding or unknown"))?;
+    let key = body.key(shared.own, audience, Digest::ZERO);
     let record = Record {
         federation: replica.federation(),
         writer: shared.own,

@@ -74,8 +74,8 @@ fn prove(
     if member.id == shared.own {
         return Err(refuse("own_cluster", "this is the edge itself".into()));
     }
-    if shared.blocked.borrow().contains(&member.id) {
-        return Err(refuse("blocked", format!("the link with {} was removed here", member.name)));
+    if !member.state.is_active() {
+        return Err(refuse(member.state.as_str(), format!("{} is {} here", member.name, member.state)));
     }
     let exporter = endpoint::exporter(connection, EXPORTER_LABEL);
     let exporter = exporter.ok_or_else(|| refuse("exporter", "the connection exports no key".into()))?;

@@ -1,6 +1,7 @@
-//! The one row in which this room remembers which federation it is in and whom it shut out.
+//! The one row in which this room remembers which federation it is in.
 //!
-//! Value: version byte ‖ own cluster id ‖ federation id ‖ ids of blocked members, 32 bytes each.
+//! Value: version byte ‖ own cluster id ‖ federation id ‖ ids of blocked members, 32 bytes each. Blocks are records now;
+//! those of a store that an older version wrote are read, said as records at the next start, and then forgotten here.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,7 @@ use crate::limits::BLOCKED_MAX;
 const VERSION: u8 = 1;
 const NAME: &[u8] = b"link";
 
-/// Which federation, and who is blocked here.
+/// Which federation, and whom an older version shut out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct State {
     pub(crate) own: ClusterId,

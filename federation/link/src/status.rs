@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use federation_identity::now;
-use federation_model::{ClusterId, ClusterName, Member, Timestamp};
+use federation_model::{ClusterId, ClusterName, Member, MemberState, Timestamp};
 use tokio::time::Instant;
 
 use crate::{
@@ -26,8 +26,8 @@ pub enum LinkState {
     Dialling,
     /// No session, and the member names nothing to dial: it has to dial us.
     Waiting,
-    /// Removed here.
-    Removed,
+    /// Held, blocked, suspended, evicted or gone: nobody dials.
+    Out(MemberState),
 }
 
 impl LinkState {
@@ -38,7 +38,7 @@ impl LinkState {
             Self::Degraded => "degraded",
             Self::Dialling => "dialling",
             Self::Waiting => "waiting",
-            Self::Removed => "removed",
+            Self::Out(state) => state.as_str(),
         }
     }
 }
@@ -84,7 +84,7 @@ pub struct ProbeReport {
 
 pub(crate) fn all(shared: &Shared) -> Vec<LinkStatus> {
     let Some(snapshot) = shared.snapshot.borrow().clone() else { return Vec::new() };
-    let others = snapshot.members.iter().filter(|member| member.id != shared.own);
+    let others = snapshot.members.present().filter(|member| member.id != shared.own);
     let mut statuses: Vec<LinkStatus> = others.map(|member| of(shared, member)).collect();
     statuses.sort_by(|one, other| one.name.cmp(&other.name));
     statuses
@@ -96,8 +96,8 @@ fn of(shared: &Shared, member: &Member) -> LinkStatus {
     let past = shared.registry.past(&member.id);
     let health = preferred.as_ref().map(|session| *lock(&session.health));
     let late = shared.limits.heartbeat * HEARTBEATS_MISSED_MAX;
-    let state = if shared.blocked.borrow().contains(&member.id) {
-        LinkState::Removed
+    let state = if !member.state.is_active() {
+        LinkState::Out(member.state)
     } else if let Some(health) = health {
         if health.answered.elapsed() <= late { LinkState::Up } else { LinkState::Degraded }
     } else if member.endpoints.is_empty() {

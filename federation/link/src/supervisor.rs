@@ -1,7 +1,7 @@
 //! Keeps a session with every member that can be dialled: one task each, with jittered backoff.
 //!
 //! Names are resolved anew at every attempt. While a healthy session exists nobody dials, but to renew it. A member
-//! without endpoints dials us; a member that is blocked here is left alone.
+//! without endpoints dials us; a member that is not active here is left alone.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -67,8 +67,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 fn follow(shared: &Arc<Shared>, snapshot: &Snapshot, tasks: &mut HashMap<ClusterId, CancellationToken>) {
-    let blocked = shared.blocked.borrow().clone();
-    let wanted = |id: &ClusterId| *id != shared.own && !blocked.contains(id) && snapshot.members.get(id).is_some();
+    let wanted = |id: &ClusterId| *id != shared.own && snapshot.members.is_active(id);
     tasks.retain(|id, task| {
         let keep = wanted(id);
         if !keep {
@@ -78,7 +77,8 @@ fn follow(shared: &Arc<Shared>, snapshot: &Snapshot, tasks: &mut HashMap<Cluster
     });
     for session in shared.registry.all() {
         if !wanted(&session.member) {
-            session.close(code::REMOVED, "removed");
+            let state = snapshot.members.get(&session.member).map_or("removed", |member| member.state.as_str());
+            session.close(code::REMOVED, state);
         }
     }
     shared.registry.keep(|id| snapshot.members.get(id).is_some());

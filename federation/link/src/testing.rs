@@ -64,6 +64,7 @@ pub(crate) struct Setup {
     pub(crate) advertise: Vec<SocketAddr>,
     pub(crate) limits: Limits,
     pub(crate) ttl: Duration,
+    pub(crate) terms: MemberTerms,
 }
 
 impl Default for Setup {
@@ -73,6 +74,7 @@ impl Default for Setup {
             advertise: Vec::new(),
             limits: limits(),
             ttl: SVID_TTL_DEFAULT,
+            terms: MemberTerms::default(),
         }
     }
 }
@@ -114,7 +116,7 @@ pub(crate) fn options(disk: &Disk, live: &LiveSvid, setup: &Setup) -> Options {
         verifier: Verifier::new(),
         listen: setup.listen,
         advertise: setup.advertise.iter().map(|address| address.to_string().parse().expect("endpoint")).collect(),
-        terms: MemberTerms::default(),
+        terms: setup.terms.clone(),
         limits: setup.limits.clone(),
         seal: disk.kek.clone(),
     }

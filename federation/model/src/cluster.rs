@@ -307,6 +307,15 @@ impl Members {
         self.iter().filter(|member| !member.state.is_gone())
     }
 
+    /// Number of [`Members::present`].
+    pub fn len(&self) -> usize {
+        self.present().count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Whether a session, a bundle or a service of this cluster may be used.
     pub fn is_active(&self, id: &ClusterId) -> bool {
         self.get(id).is_some_and(|member| member.state.is_active())
@@ -389,7 +398,7 @@ mod tests {
             assert!(!members.insert(refused));
         }
         assert!(members.insert(member(0, false, Accept::Federation)), "the same again may change its standing");
-        assert_eq!(members.iter().count(), 1);
+        assert_eq!(members.len(), 1);
         let east = members.by_name(&"east".parse().expect("name")).expect("east");
         assert_eq!((east.id, east.lawmaker), (cluster(0), false));
         assert_eq!(members.by_trust_domain(&east.trust_domain).map(|member| member.id), Some(cluster(0)));

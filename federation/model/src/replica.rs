@@ -315,6 +315,11 @@ impl Replica {
         self.records.is_empty()
     }
 
+    /// How far one log is held, by epoch.
+    pub fn heads(&self, writer: ClusterId, audience: Audience) -> BTreeMap<u64, Head> {
+        self.logs.get(&(writer, audience)).into_iter().flat_map(Log::heads).collect()
+    }
+
     /// How far every log is held.
     pub fn vector(&self) -> Vector {
         self.vector_where(|_, _| true)

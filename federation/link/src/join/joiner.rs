@@ -58,7 +58,7 @@ pub(crate) async fn join(shared: &Arc<Shared>, text: &str) -> Result<JoinSummary
     let (federation, issuer, records) = exchanged?;
     take_up(shared, &token, federation, records).await?;
     let snapshot = shared.snapshot.borrow().clone();
-    let members = snapshot.iter().flat_map(|snapshot| snapshot.members.iter());
+    let members = snapshot.iter().flat_map(|snapshot| snapshot.members.present());
     let mut members: Vec<_> = members.map(|member| (member.name.clone(), member.id)).collect();
     members.sort();
     tracing::info!(issuer = %token.issuer, federation = %federation.short(), members = members.len(), "joined");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use federation_model::{Audience, Body, Export, RecordId, ServiceRef, TrustBundle};
+use federation_model::{Audience, Body, Export, MemberState, RecordId, ServiceRef, TrustBundle};
 use federation_store::{Kind, memory};
 
 use crate::{
@@ -207,22 +207,22 @@ async fn a_removed_member_is_shut_out_here_until_approved() {
     west.join(&east).await;
     east.linked(&west).await;
     west.linked(&east).await;
-    assert!(east.link.remove(west.id()).await.expect("durable"));
-    assert!(!east.link.remove(west.id()).await.expect("durable"), "twice is once");
+    assert!(east.link.block(west.id(), "test".into()).await.expect("durable"));
+    assert!(!east.link.block(west.id(), "test".into()).await.expect("durable"), "twice is once");
     until("both sessions end", || {
         east.link.session_peer(west.id()).is_none() && west.link.session_peer(east.id()).is_none()
     })
     .await;
     let held = east.snapshot_where("no roots of west", |held| held.bundles.get(&west.disk.domain).is_none()).await;
     assert!(held.members.get(&west.id()).is_some(), "it is a member all the same");
-    assert_eq!(east.link.statuses()[0].state, LinkState::Removed);
+    assert_eq!(east.link.statuses()[0].state, LinkState::Out(MemberState::Blocked));
     assert_eq!(east.link.open_tunnel(west.id()).await.expect_err("blocked").reason(), "blocked");
     // It lasts over a restart.
     let address = east.address();
     let disk = east.kill().await;
     let east = Cluster::open(disk, Setup { listen: Some(address), ..Setup::default() }).await;
-    assert_eq!(east.link.statuses()[0].state, LinkState::Removed);
-    assert!(east.link.approve(west.id()).await.expect("durable"));
+    assert_eq!(east.link.statuses()[0].state, LinkState::Out(MemberState::Blocked));
+    assert!(east.link.approve(west.id(), "test".into()).await.expect("durable"));
     east.linked(&west).await;
     west.linked(&east).await;
 }

@@ -63,7 +63,7 @@ fn names_itself() {
     let snapshot = world().snapshot();
     assert_eq!(snapshot.own_name.as_str(), "west");
     assert_eq!(snapshot.own_trust_domain, domain(1));
-    assert_eq!(snapshot.members.iter().count(), 3);
+    assert_eq!(snapshot.members.len(), 3);
     assert_eq!(snapshot.members.get(&cluster(2)).map(|member| member.sponsor), Some(cluster(0)));
 }
 
