@@ -13,6 +13,7 @@ mod intention;
 mod name;
 mod peer;
 mod permit;
+mod receipt;
 mod record;
 mod reference;
 mod replica;
@@ -36,6 +37,9 @@ pub use intention::{Action, Intention, IntentionKey, Layer, RuleState};
 pub use name::{AccountName, ClusterName, LABEL_BYTES_MAX, NameError, NamespaceName, ServiceName};
 pub use peer::{Proof, VerifiedPeer};
 pub use permit::{Passage, Permit};
+pub use receipt::{
+    Enforcement, RECEIPT_LOGS_MAX, RECEIPT_MEMBERS_MAX, RECEIPT_NEIGHBOURS_MAX, Receipt, Receipts, SignedReceipt,
+};
 pub use record::{
     Admission, Audience, Authentic, Body, Candidate, DESPITE_MAX, Eviction, Export, MemberTerms, Position,
     RECORD_BYTES_MAX, REPLACES_MAX, Record, RecordId, RecordKey, Stance,
