@@ -4,6 +4,8 @@
 //! Out: SVIDs, signatures over records, the cluster as a candidate, its trust bundle. Never: decides who is attested,
 //! and never takes a name from a signing request.
 
+mod public;
+
 use std::{fmt, time::Duration};
 
 use aws_lc_rs::{
@@ -11,7 +13,7 @@ use aws_lc_rs::{
     signature::{Ed25519KeyPair, KeyPair as _},
 };
 use federation_model::{
-    Candidate, ClusterName, Digest, ReplicationKey, Role, SealingKey, SpiffeId, Timestamp, TrustBundle, TrustDomain,
+    Candidate, ClusterName, Digest, ReplicationKey, SealingKey, SpiffeId, Timestamp, TrustBundle, TrustDomain,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -20,8 +22,11 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
+pub use self::public::{Authority, CertificateSummary};
 use crate::{
-    CsrError, SvidError, certificate::Certificate, cluster_id, csr::requested_key, seal::SealError, sha256, token,
+    CsrError, SignerError, SvidError,
+    seal::{self, UnsealError},
+    sha256, token,
     verifier::verify_issued,
 };
 
@@ -69,6 +74,8 @@ pub enum IssueError {
     Certificate(#[source] rcgen::Error),
     #[error("the certificate that was made does not pass our own checks")]
     Unfit(#[source] SvidError),
+    #[error(transparent)]
+    Signer(#[from] SignerError),
 }
 
 impl IssueError {
@@ -83,6 +90,7 @@ impl IssueError {
             Self::AuthorityEnded => "authority_ended",
             Self::Certificate(_) => "certificate",
             Self::Unfit(_) => "unfit",
+            Self::Signer(error) => error.reason(),
         }
     }
 }
@@ -107,22 +115,29 @@ impl Issued {
     }
 }
 
-/// Whoever holds a cluster's keys: in this process, or later in one without a network.
+/// Whoever holds a cluster's keys: in this process ([`LocalSigner`]), or in one without a network
+/// ([`RemoteSigner`](crate::RemoteSigner)). Calls block: for less than a millisecond as a rule, and never longer than
+/// [`ANSWER_LIMIT`](crate::signer::ANSWER_LIMIT).
 pub trait Signer: Send + Sync {
-    /// Signs an SVID for an identity that the caller attested. Of the request (PKCS #10 DER) only the key counts.
+    /// Signs an SVID for an identity that the caller attested. Of the request (PKCS #10 DER) only the key counts. A
+    /// signer apart goes by its own clock instead of `now`.
     ///
     /// # Errors
-    /// The identity is not this authority's to give, the life is out of bounds, or the request is bad.
+    /// The identity is not this authority's to give, the life is out of bounds, the request is bad, or there is no
+    /// signer to ask.
     fn sign_svid(&self, id: &SpiffeId, csr: &[u8], ttl: Duration, now: Timestamp) -> Result<Issued, IssueError>;
 
     /// Ed25519 over "hanse-record-v1" ‖ 0x00 ‖ `record`.
-    fn sign_record(&self, record: &[u8]) -> [u8; 64];
+    ///
+    /// # Errors
+    /// There is no signer to ask, or it was asked too often.
+    fn sign_record(&self, record: &[u8]) -> Result<[u8; 64], SignerError>;
 
     /// Opens what another sealed to this cluster's sealing key with [`crate::seal::seal_to`].
     ///
     /// # Errors
-    /// It was sealed to another key, under another `aad`, or was changed.
-    fn unseal(&self, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError>;
+    /// It was sealed to another key, under another `aad`, or was changed; or there is no signer to ask.
+    fn unseal(&self, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnsealError>;
 }
 
 /// The keys of an authority in the clear, on their way into or out of a sealed row. Wiped when dropped.
@@ -148,32 +163,12 @@ impl fmt::Debug for AuthorityKeys {
     }
 }
 
-/// One certificate of the authority, for `cert status`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateSummary {
-    /// `root` or `intermediate`.
-    pub kind: &'static str,
-    pub spiffe_id: SpiffeId,
-    /// Big-endian.
-    pub serial: Vec<u8>,
-    pub not_before: Timestamp,
-    pub not_after: Timestamp,
-    /// SHA-256 of the public key (SPKI DER).
-    pub key_sha256: Digest,
-}
-
 /// The authority in this very process.
 pub struct LocalSigner {
-    domain: TrustDomain,
-    name: ClusterName,
-    root_der: Vec<u8>,
-    intermediate_der: Vec<u8>,
+    public: Authority,
     issuer: Issuer<'static, KeyPair>,
-    summaries: [CertificateSummary; 2],
     replication: Ed25519KeyPair,
-    replication_key: ReplicationKey,
     sealing_private: Zeroizing<Vec<u8>>,
-    sealing_key: SealingKey,
 }
 
 impl LocalSigner {
@@ -216,21 +211,6 @@ impl LocalSigner {
     /// A key or certificate cannot be read, they do not belong together, or they are another trust domain's.
     pub fn from_keys(domain: &TrustDomain, name: &ClusterName, keys: AuthorityKeys) -> Result<Self, AuthorityError> {
         let unusable = |what| AuthorityError::Unusable { what };
-        let root = summary("root", domain, &keys.root_certificate).ok_or(unusable("root certificate"))?;
-        let intermediate = summary("intermediate", domain, &keys.intermediate_certificate)
-            .ok_or(unusable("intermediate certificate"))?;
-        let pair = |der: &[u8], of: &CertificateSummary, what| {
-            let pair = KeyPair::try_from(der).map_err(|_| unusable(what))?;
-            let matches = sha256(&pair.subject_public_key_info()) == of.key_sha256;
-            if matches { Ok(pair) } else { Err(unusable(what)) }
-        };
-        // The root's key is checked, then left in its sealed row: signing leaves does not need it.
-        pair(&keys.root_key, &root, "root key")?;
-        let intermediate_key = pair(&keys.intermediate_key, &intermediate, "intermediate key")?;
-        let issuer =
-            Issuer::from_ca_cert_der(&CertificateDer::from(keys.intermediate_certificate.as_slice()), intermediate_key)
-                .map_err(|_| unusable("intermediate certificate"))?;
-
         let replication = Ed25519KeyPair::from_pkcs8(&keys.replication_key).map_err(|_| unusable("replication key"))?;
         let replication_key = replication
             .public_key()
@@ -245,74 +225,57 @@ impl LocalSigner {
             .and_then(|public| public.as_ref().try_into().ok())
             .map(SealingKey)
             .ok_or(unusable("sealing key"))?;
-        Ok(Self {
-            domain: domain.clone(),
-            name: name.clone(),
-            root_der: keys.root_certificate,
-            intermediate_der: keys.intermediate_certificate,
-            issuer,
-            summaries: [root, intermediate],
-            replication,
-            replication_key,
-            sealing_private: keys.sealing_key,
-            sealing_key,
-        })
+        let (root, intermediate) = (keys.root_certificate, keys.intermediate_certificate);
+        let public = Authority::new(domain, name, root, intermediate, replication_key, sealing_key)?;
+
+        let [root, intermediate] = public.certificates();
+        let pair = |der: &[u8], of: &CertificateSummary, what| {
+            let pair = KeyPair::try_from(der).map_err(|_| unusable(what))?;
+            let matches = sha256(&pair.subject_public_key_info()) == of.key_sha256;
+            if matches { Ok(pair) } else { Err(unusable(what)) }
+        };
+        // The root's key is checked, then left in its sealed row: signing leaves does not need it.
+        pair(&keys.root_key, root, "root key")?;
+        let intermediate_key = pair(&keys.intermediate_key, intermediate, "intermediate key")?;
+        let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(public.intermediate_der()), intermediate_key)
+            .map_err(|_| unusable("intermediate certificate"))?;
+        Ok(Self { public, issuer, replication, sealing_private: keys.sealing_key })
     }
 
-    /// What this cluster says of itself when it founds or joins.
+    /// What everybody may know of it.
+    pub fn authority(&self) -> &Authority {
+        &self.public
+    }
+
+    /// See [`Authority::candidate`].
     pub fn candidate(&self) -> Candidate {
-        Candidate {
-            id: cluster_id(&self.root_der, &self.replication_key),
-            name: self.name.clone(),
-            trust_domain: self.domain.clone(),
-            root: self.root_der.clone(),
-            replication_key: self.replication_key,
-            sealing_key: self.sealing_key,
-        }
+        self.public.candidate()
     }
 
-    /// This cluster's trust bundle, as the `sequence`-th publication.
+    /// See [`Authority::bundle`].
     pub fn bundle(&self, sequence: u64) -> TrustBundle {
-        TrustBundle { trust_domain: self.domain.clone(), sequence, roots: vec![self.root_der.clone()] }
+        self.public.bundle(sequence)
     }
 
-    /// SHA-256 of the root's public key (SPKI DER): what tokens pin.
+    /// See [`Authority::root_pin`].
     pub fn root_pin(&self) -> Digest {
-        let [root, _] = &self.summaries;
-        root.key_sha256
-    }
-
-    /// Root, then intermediate.
-    pub fn certificates(&self) -> Vec<CertificateSummary> {
-        self.summaries.to_vec()
+        self.public.root_pin()
     }
 }
 
 impl fmt::Debug for LocalSigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalSigner").field("domain", &self.domain).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("LocalSigner").field("public", &self.public).finish_non_exhaustive()
     }
 }
 
 impl Signer for LocalSigner {
     fn sign_svid(&self, id: &SpiffeId, csr: &[u8], ttl: Duration, now: Timestamp) -> Result<Issued, IssueError> {
-        if *id.trust_domain() != self.domain {
-            return Err(IssueError::ForeignDomain { id: id.clone(), domain: self.domain.clone() });
-        }
-        match id.role() {
-            Role::Workload(_) => {}
-            Role::Edge if *id == self.domain.edge(&self.name) => {}
-            Role::Edge => return Err(IssueError::ForeignEdge { id: id.clone() }),
-            _ => return Err(IssueError::Role { id: id.clone(), domain: self.domain.clone() }),
-        }
-        if ttl < SVID_TTL_MIN || ttl > SVID_TTL_MAX {
-            return Err(IssueError::Ttl { ttl });
-        }
-        let spki = requested_key(csr)?;
+        let spki = self.public.requested(id, csr, ttl)?;
         // Certificates count whole seconds.
         let not_before = Timestamp::from_secs(now.before(CERTIFICATE_BACKDATE.min(ttl / 10)).as_secs());
         let not_after = Timestamp::from_secs(now.after(ttl).as_secs());
-        let [root, intermediate] = &self.summaries;
+        let [root, intermediate] = self.public.certificates();
         if not_after > intermediate.not_after.min(root.not_after) {
             return Err(IssueError::AuthorityEnded);
         }
@@ -331,21 +294,21 @@ impl Signer for LocalSigner {
         params.use_authority_key_identifier_extension = true;
         let key = SubjectPublicKeyInfo::from_der(&spki).map_err(IssueError::Certificate)?;
         let leaf = params.signed_by(&key, &self.issuer).map_err(IssueError::Certificate)?;
-        let chain = vec![leaf.der().to_vec(), self.intermediate_der.clone()];
+        let chain = vec![leaf.der().to_vec(), self.public.intermediate_der().to_vec()];
         // What leaves this house passes its own gate: one URI SAN, the right one, and every other check.
         verify_issued(&chain, &self.bundle(0), id, now).map_err(IssueError::Unfit)?;
-        Ok(Issued { chain, root: self.root_der.clone(), not_before, not_after, serial: serial.to_vec() })
+        Ok(Issued { chain, root: self.public.root_der().to_vec(), not_before, not_after, serial: serial.to_vec() })
     }
 
-    fn sign_record(&self, record: &[u8]) -> [u8; 64] {
+    fn sign_record(&self, record: &[u8]) -> Result<[u8; 64], SignerError> {
         let signature = self.replication.sign(&crate::record::signed_bytes(record));
         let mut bytes = [0; 64];
         bytes.copy_from_slice(signature.as_ref());
-        bytes
+        Ok(bytes)
     }
 
-    fn unseal(&self, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        crate::seal::unseal(&self.sealing_private, aad, sealed)
+    fn unseal(&self, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
+        Ok(seal::unseal(&self.sealing_private, aad, sealed)?)
     }
 }
 
@@ -375,19 +338,6 @@ fn ca_params(
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     params.use_authority_key_identifier_extension = true;
     Ok(params)
-}
-
-fn summary(kind: &'static str, domain: &TrustDomain, der: &[u8]) -> Option<CertificateSummary> {
-    crate::verifier::check_root(domain, der).ok()?;
-    let certificate = Certificate::parse(der, 0).ok()?;
-    Some(CertificateSummary {
-        kind,
-        spiffe_id: domain.id(),
-        serial: certificate.serial.to_vec(),
-        not_before: certificate.not_before,
-        not_after: certificate.not_after,
-        key_sha256: sha256(certificate.spki),
-    })
 }
 
 /// 128 random bits, positive and never shortened: the first byte lies between 0x40 and 0x7f.

@@ -2,7 +2,7 @@
 //!
 //! In: certificates, headers, proofs and records as bytes, trust bundles, keys. Out: [`VerifiedPeer`] and
 //! [`Authentic`], the only values of their kind; TLS configurations that check what this crate checks; signatures.
-//! Never: decides who may talk to whom, opens a socket, or keeps a store. No cryptography but that of aws-lc-rs.
+//! Never: decides who may talk to whom, opens a socket (a signer apart is asked over one that is given), or keeps a store. No cryptography but that of aws-lc-rs.
 //!
 //! [`VerifiedPeer`]: federation_model::VerifiedPeer
 //! [`Authentic`]: federation_model::Authentic
@@ -15,6 +15,7 @@ pub mod join;
 pub mod passthrough;
 pub mod record;
 pub mod seal;
+pub mod signer;
 mod svid;
 #[cfg(test)]
 mod testing;
@@ -30,11 +31,12 @@ use aws_lc_rs::digest;
 use federation_model::{ClusterId, Digest, FederationId, ReplicationKey, Timestamp};
 
 pub use authority::{
-    AuthorityError, AuthorityKeys, CERTIFICATE_BACKDATE, CertificateSummary, IssueError, Issued, LocalSigner,
+    Authority, AuthorityError, AuthorityKeys, CERTIFICATE_BACKDATE, CertificateSummary, IssueError, Issued, LocalSigner,
     ROOT_LIFETIME, SVID_TTL_DEFAULT, SVID_TTL_MAX, SVID_TTL_MIN, Signer,
 };
 pub use csr::{CSR_BYTES_MAX, CsrError, csr_key_digest};
 pub use error::SvidError;
+pub use signer::{RemoteSigner, SignerError};
 pub use svid::{LiveSvid, Svid, SvidKey, renewal_due};
 pub use verifier::{
     CACHE_CHAINS_MAX, CERTIFICATE_BYTES_MAX, CHAIN_LENGTH_MAX, IgnoredRoot, LEAF_LIFETIME_MAX, Stranger, Verifier,

@@ -7,7 +7,7 @@ use federation_model::{
     Audience, Authentic, Body, Candidate, ClusterId, Digest, FederationId, RECORD_BYTES_MAX, Record, ReplicationKey,
 };
 
-use crate::{Signer, cluster_id, federation_id, sha256, verifier::check_root};
+use crate::{Signer, SignerError, cluster_id, federation_id, sha256, verifier::check_root};
 
 /// Bytes of a signature (RFC 8032, 5.1.6).
 pub const SIGNATURE_BYTES: usize = 64;
@@ -50,7 +50,10 @@ impl RecordError {
 }
 
 /// Signs a serialized record.
-pub fn sign(signer: &dyn Signer, record: &[u8]) -> [u8; SIGNATURE_BYTES] {
+///
+/// # Errors
+/// See [`Signer::sign_record`].
+pub fn sign(signer: &dyn Signer, record: &[u8]) -> Result<[u8; SIGNATURE_BYTES], SignerError> {
     signer.sign_record(record)
 }
 

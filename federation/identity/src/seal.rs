@@ -25,7 +25,7 @@ use rustls::crypto::{
 };
 use zeroize::Zeroizing;
 
-use crate::{sha256_of, token::random};
+use crate::{SignerError, sha256_of, token::random};
 
 /// Bytes of a key-encryption key and of its file.
 pub const KEK_BYTES: usize = 32;
@@ -66,6 +66,26 @@ impl SealError {
             Self::OtherKey => "other_key",
             Self::Damaged => "damaged",
             Self::Recipient => "recipient",
+        }
+    }
+}
+
+/// Why a value that was sealed to this cluster is not opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnsealError {
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Signer(#[from] SignerError),
+}
+
+impl UnsealError {
+    /// Short fixed word for metrics and audit.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Seal(error) => error.reason(),
+            Self::Signer(error) => error.reason(),
         }
     }
 }

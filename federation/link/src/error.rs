@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use federation_identity::SignerError;
 use federation_model::{ClusterId, ClusterName, MemberState, TokenError, TrustDomain};
 use federation_store::StoreError;
 use proto::convert::TokenTextError;
@@ -57,6 +58,8 @@ pub enum WriteError {
     Audience { what: &'static str, wanted: &'static str },
     #[error("record does not fit its bounds: {0}")]
     Bounds(String),
+    #[error(transparent)]
+    Signer(#[from] SignerError),
     #[error("store: {0}")]
     Store(String),
     #[error("the link is shutting down")]
@@ -70,6 +73,7 @@ impl WriteError {
             Self::Kind(_) => "kind",
             Self::Audience { .. } => "audience",
             Self::Bounds(_) => "bounds",
+            Self::Signer(error) => error.reason(),
             Self::Store(_) => "store",
             Self::Closed => "closed",
         }

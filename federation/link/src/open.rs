@@ -192,7 +192,8 @@ async fn found(shared: &Shared) -> Result<Replica, LinkError> {
         body: Body::Founding(shared.candidate.clone()),
     };
     let key = &shared.candidate.replication_key;
-    let founding = records::sign(shared.signer.as_ref(), key, founding).map_err(LinkError::Record)?;
+    let founding = records::sign(shared.signer.as_ref(), key, founding);
+    let founding = founding.map_err(|error| LinkError::Record(error.to_string()))?;
     let federation = federation_id(founding.digest());
     let mut replica = Replica::new(shared.own, federation);
     if let Some(error) = replica.load([founding]).into_iter().next() {

@@ -12,21 +12,24 @@ use federation_model::{
 use federation_store::{Change, Expect, Row, record_key};
 use proto::convert::{Envelope, decode_envelope, encode_envelope, encode_record_checked};
 
+use crate::WriteError;
+
 /// Bytes before the envelope in a row.
 const ARRIVAL_BYTES: usize = 8;
 
 /// Signs a record of this cluster.
 ///
 /// # Errors
-/// It does not fit its bounds; the text names the field.
-pub(crate) fn sign(signer: &dyn Signer, key: &ReplicationKey, record: Record) -> Result<Authentic<Record>, String> {
-    let bytes = encode_record_checked(&record).map_err(|error| error.to_string())?;
-    let signature = signatures::sign(signer, &bytes);
+/// It does not fit its bounds, and the text names the field; or there is no signer to ask.
+pub(crate) fn sign(signer: &dyn Signer, key: &ReplicationKey, record: Record) -> Result<Authentic<Record>, WriteError> {
+    let bytes = encode_record_checked(&record).map_err(|error| WriteError::Bounds(error.to_string()))?;
+    let signature = signatures::sign(signer, &bytes)?;
     let raw: Arc<[u8]> = encode_envelope(&bytes, &signature).into();
     if raw.len() > RECORD_BYTES_MAX {
-        return Err(format!("record has {} bytes, at most {RECORD_BYTES_MAX} are allowed", raw.len()));
+        let text = format!("record has {} bytes, at most {RECORD_BYTES_MAX} are allowed", raw.len());
+        return Err(WriteError::Bounds(text));
     }
-    signatures::verify(record, raw, &bytes, &signature, key).map_err(|error| error.to_string())
+    signatures::verify(record, raw, &bytes, &signature, key).map_err(|error| WriteError::Bounds(error.to_string()))
 }
 
 /// Why an envelope was not taken, as far as link can tell.

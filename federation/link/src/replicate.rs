@@ -490,7 +490,7 @@ pub(crate) fn compose(
         body,
     };
     let key = &shared.candidate.replication_key;
-    records::sign(shared.signer.as_ref(), key, record).map_err(WriteError::Bounds)
+    records::sign(shared.signer.as_ref(), key, record)
 }
 
 /// What this cluster last said under each key and would say again in another federation.

@@ -22,7 +22,7 @@ pub const RECEIPT_NEIGHBOURS_MAX: usize = 256;
 /// Most members of which receipts are kept.
 pub const RECEIPT_MEMBERS_MAX: usize = 4_096;
 /// Most receipts of one member that are kept for those who come later: a whole one, and what came since.
-pub const RECEIPTS_KEPT_MAX: usize = 48;
+pub(crate) const RECEIPTS_KEPT_MAX: usize = 48;
 
 /// One member's word on how far it enforces public logs.
 #[derive(Clone, Debug, PartialEq, Eq)]

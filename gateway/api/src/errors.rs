@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use federation_identity::IssueError;
+use federation_identity::{IssueError, SignerError};
 use federation_model::{NameError, ReferenceError};
 use tonic::{Code, Status, metadata::MetadataValue};
 
@@ -114,6 +114,10 @@ impl From<IssueError> for Refusal {
     fn from(error: IssueError) -> Self {
         match &error {
             IssueError::Csr(_) => Self::invalid(error.reason(), error.to_string()),
+            IssueError::Signer(SignerError::Busy { .. }) => {
+                Self::new(Kind::Exhausted, error.reason(), error.to_string())
+            }
+            IssueError::Signer(_) => Self::new(Kind::NotReady, error.reason(), error.to_string()),
             _ => Self::internal("signing an SVID", &error),
         }
     }

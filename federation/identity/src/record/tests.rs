@@ -9,6 +9,10 @@ use crate::{
     testing_vectors,
 };
 
+fn signed(signer: &dyn Signer, record: &[u8]) -> [u8; SIGNATURE_BYTES] {
+    sign(signer, record).expect("a signer in this process signs")
+}
+
 fn envelope(record: &[u8], signature: &[u8]) -> Arc<[u8]> {
     let mut bytes = vec![0x0a];
     let mut length = record.len();
@@ -61,7 +65,7 @@ fn reason<T>(outcome: Result<T, RecordError>) -> Result<(), &'static str> {
 #[test]
 fn a_signed_record_becomes_authentic() {
     let west = Cluster::new("west");
-    let signature = sign(&west.signer, BYTES);
+    let signature = signed(&west.signer, BYTES);
     let raw = envelope(BYTES, &signature);
     let key = west.signer.candidate().replication_key;
     let authentic = verify(terms(&west), raw.clone(), BYTES, &signature, &key).expect("authentic");
@@ -75,12 +79,12 @@ fn a_signed_record_becomes_authentic() {
 fn a_forged_record_is_refused() {
     let (west, east) = (Cluster::new("west"), Cluster::new("east"));
     let key = west.signer.candidate().replication_key;
-    let good = sign(&west.signer, BYTES);
+    let good = signed(&west.signer, BYTES);
     let judge = |signature: &[u8], record: &[u8], key: &ReplicationKey| {
         reason(verify(terms(&west), envelope(record, signature), record, signature, key))
     };
     assert_eq!(judge(&good, BYTES, &key), Ok(()));
-    assert_eq!(judge(&sign(&east.signer, BYTES), BYTES, &key), Err("signature"), "another writer's");
+    assert_eq!(judge(&signed(&east.signer, BYTES), BYTES, &key), Err("signature"), "another writer's");
     assert_eq!(judge(&good, BYTES, &east.signer.candidate().replication_key), Err("signature"), "another key");
     assert_eq!(judge(&good, b"another record", &key), Err("signature"));
     assert_eq!(judge(&[0; 64], BYTES, &key), Err("signature"));
@@ -111,7 +115,7 @@ fn a_signature_over_something_else_is_no_signature_over_a_record() {
 fn a_record_travels_in_one_form() {
     let west = Cluster::new("west");
     let key = west.signer.candidate().replication_key;
-    let signature = sign(&west.signer, BYTES);
+    let signature = signed(&west.signer, BYTES);
     let good = envelope(BYTES, &signature).to_vec();
     let head = 2;
     let length = BYTES.len() as u8;
@@ -131,10 +135,10 @@ fn a_record_travels_in_one_form() {
         let outcome = verify(terms(&west), raw.into(), BYTES, &signature, &key);
         assert_eq!(reason(outcome), Err("envelope"), "{what}");
     }
-    let empty = sign(&west.signer, b"");
+    let empty = signed(&west.signer, b"");
     assert_eq!(reason(verify(terms(&west), envelope(b"", &empty), b"", &empty, &key)), Err("envelope"));
     let long = vec![7; RECORD_BYTES_MAX];
-    let signature = sign(&west.signer, &long);
+    let signature = signed(&west.signer, &long);
     let outcome = verify(terms(&west), envelope(&long, &signature), &long, &signature, &key);
     assert_eq!(reason(outcome), Err("too_long"));
 }
@@ -145,7 +149,7 @@ fn lengths_of_every_size_are_read() {
     let key = west.signer.candidate().replication_key;
     for length in [1, 127, 128, 300, 16_383, 16_384, 60_000] {
         let record = vec![5; length];
-        let signature = sign(&west.signer, &record);
+        let signature = signed(&west.signer, &record);
         let outcome = verify(terms(&west), envelope(&record, &signature), &record, &signature, &key);
         assert_eq!(reason(outcome), Ok(()), "{length}");
     }
@@ -155,7 +159,7 @@ fn lengths_of_every_size_are_read() {
 fn a_founding_record_is_the_first_word_of_its_founder() {
     let (west, east) = (Cluster::new("west"), Cluster::new("east"));
     let judge = |record: Record, by: &Cluster| {
-        let signature = sign(&by.signer, BYTES);
+        let signature = signed(&by.signer, BYTES);
         verify_founding(record, envelope(BYTES, &signature), BYTES, &signature)
     };
     let (authentic, federation) = judge(founding(&west), &west).expect("founded");
@@ -190,7 +194,7 @@ fn a_founding_record_is_the_first_word_of_its_founder() {
 fn a_candidate_is_who_its_root_and_key_make_it() {
     let (west, east) = (Cluster::new("west"), Cluster::new("east"));
     let judge = |candidate: Candidate| {
-        let signature = sign(&west.signer, BYTES);
+        let signature = signed(&west.signer, BYTES);
         let record = record_of(&west, Body::Admission(Admission { candidate, lawmaker: false }));
         let key = west.signer.candidate().replication_key;
         reason(verify(record, envelope(BYTES, &signature), BYTES, &signature, &key))

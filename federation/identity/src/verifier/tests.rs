@@ -61,7 +61,7 @@ fn the_proof_says_how_it_was_given_and_when_it_ends() {
     let tls = verifier.tls_peer(web.chain(), now()).expect("tls");
     assert_eq!((tls.proof(), tls.id(), tls.not_after()), (Proof::Tls, web.id(), web.not_after()));
     assert_eq!(tls.leaf(), crate::sha256(&web.chain()[0]));
-    let intermediate = &west.signer.certificates()[1];
+    let intermediate = &west.signer.authority().certificates()[1];
     assert_eq!(tls.issuer(), intermediate.key_sha256);
     assert_eq!(verifier.session_peer(edge.chain(), now()).expect("session").proof(), Proof::Session);
     assert_eq!(verifier.own_peer(&web, now()).expect("own").proof(), Proof::Own);
@@ -246,7 +246,7 @@ fn an_authority_comes_back_from_its_keys_and_from_no_others() {
     assert_eq!(again.candidate(), signer.candidate());
     assert_eq!(again.bundle(3), signer.bundle(3));
     assert_eq!(again.sign_record(b"record"), signer.sign_record(b"record"));
-    assert_eq!(again.certificates(), signer.certificates());
+    assert_eq!(again.authority().certificates(), signer.authority().certificates());
 
     let mut bad = [keys.clone(), keys.clone(), keys.clone(), keys.clone(), keys.clone(), keys.clone()];
     bad[0].root_key = others.root_key.clone();

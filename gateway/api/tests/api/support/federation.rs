@@ -59,7 +59,7 @@ impl Cluster {
 
 fn seal(signer: &LocalSigner, record: Record) -> Authentic<Record> {
     let bytes = encode_record(&record);
-    let signature = record::sign(signer, &bytes);
+    let signature = record::sign(signer, &bytes).expect("signed");
     let raw: Arc<[u8]> = encode_envelope(&bytes, &signature).into();
     let envelope = decode_envelope(&raw).expect("own envelope");
     let candidate = signer.candidate();
