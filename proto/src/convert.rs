@@ -9,6 +9,7 @@ mod envelope;
 mod error;
 mod field;
 mod pattern;
+mod receipt;
 mod record;
 mod token;
 mod vector;
@@ -19,6 +20,7 @@ mod testing;
 pub use candidate::{CANDIDATE_BYTES_MAX, decode_candidate, encode_candidate};
 pub use envelope::{Envelope, SIGNATURE_BYTES, decode_envelope, encode_envelope};
 pub use error::ConvertError;
+pub use receipt::{RECEIPT_BYTES_MAX, decode_receipt, encode_receipt};
 pub use record::{AUTHOR_BYTES_MAX, decode_record, encode_record, encode_record_checked};
 pub use token::{
     TOKEN_TEXT_BYTES_MAX, TokenTextError, WorkloadToken, join_token_text, parse_join_token, parse_workload_token,

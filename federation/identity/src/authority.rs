@@ -133,6 +133,12 @@ pub trait Signer: Send + Sync {
     /// There is no signer to ask, or it was asked too often.
     fn sign_record(&self, record: &[u8]) -> Result<[u8; 64], SignerError>;
 
+    /// Ed25519 over "hanse-receipt-v1" ‖ 0x00 ‖ `receipt`.
+    ///
+    /// # Errors
+    /// There is no signer to ask, or it was asked too often.
+    fn sign_receipt(&self, receipt: &[u8]) -> Result<[u8; 64], SignerError>;
+
     /// Opens what another sealed to this cluster's sealing key with [`crate::seal::seal_to`].
     ///
     /// # Errors
@@ -269,6 +275,14 @@ impl fmt::Debug for LocalSigner {
     }
 }
 
+impl LocalSigner {
+    fn signature(&self, bytes: &[u8]) -> [u8; 64] {
+        let mut signature = [0; 64];
+        signature.copy_from_slice(self.replication.sign(bytes).as_ref());
+        signature
+    }
+}
+
 impl Signer for LocalSigner {
     fn sign_svid(&self, id: &SpiffeId, csr: &[u8], ttl: Duration, now: Timestamp) -> Result<Issued, IssueError> {
         let spki = self.public.requested(id, csr, ttl)?;
@@ -301,10 +315,11 @@ impl Signer for LocalSigner {
     }
 
     fn sign_record(&self, record: &[u8]) -> Result<[u8; 64], SignerError> {
-        let signature = self.replication.sign(&crate::record::signed_bytes(record));
-        let mut bytes = [0; 64];
-        bytes.copy_from_slice(signature.as_ref());
-        Ok(bytes)
+        Ok(self.signature(&crate::record::signed_bytes(record)))
+    }
+
+    fn sign_receipt(&self, receipt: &[u8]) -> Result<[u8; 64], SignerError> {
+        Ok(self.signature(&crate::receipt::signed_bytes(receipt)))
     }
 
     fn unseal(&self, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnsealError> {

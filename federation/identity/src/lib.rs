@@ -13,6 +13,7 @@ mod csr;
 mod error;
 pub mod join;
 pub mod passthrough;
+pub mod receipt;
 pub mod record;
 pub mod seal;
 pub mod signer;

@@ -48,6 +48,8 @@ pub enum Verb {
     SignSvid,
     /// A signature over a record.
     SignRecord,
+    /// A signature over a receipt.
+    SignReceipt,
     /// Opens what another cluster sealed to this one.
     Unseal,
     /// Nothing but an answer.
@@ -56,8 +58,16 @@ pub enum Verb {
 
 impl Verb {
     /// Every verb, in the order of its number.
-    pub const ALL: [Self; 7] =
-        [Self::Start, Self::Make, Self::Open, Self::SignSvid, Self::SignRecord, Self::Unseal, Self::Ping];
+    pub const ALL: [Self; 8] = [
+        Self::Start,
+        Self::Make,
+        Self::Open,
+        Self::SignSvid,
+        Self::SignRecord,
+        Self::SignReceipt,
+        Self::Unseal,
+        Self::Ping,
+    ];
 
     /// Short fixed word.
     pub const fn as_str(self) -> &'static str {
@@ -67,6 +77,7 @@ impl Verb {
             Self::Open => "open",
             Self::SignSvid => "sign_svid",
             Self::SignRecord => "sign_record",
+            Self::SignReceipt => "sign_receipt",
             Self::Unseal => "unseal",
             Self::Ping => "ping",
         }
@@ -78,7 +89,7 @@ impl Verb {
     pub const fn per_second(self) -> u32 {
         match self {
             Self::Start | Self::Make | Self::Open => 5,
-            Self::SignSvid | Self::Unseal => 1_000,
+            Self::SignSvid | Self::SignReceipt | Self::Unseal => 1_000,
             Self::SignRecord => 5_000,
             Self::Ping => 100,
         }

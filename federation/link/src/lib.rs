@@ -24,6 +24,7 @@ mod membership;
 mod metrics;
 mod open;
 pub mod probe;
+mod receipts;
 mod records;
 mod registry;
 mod replicate;
@@ -47,8 +48,8 @@ use std::{
 
 use federation_identity::{LiveSvid, Signer, Verifier, seal::Kek};
 use federation_model::{
-    Audience, Authentic, Body, Candidate, ClusterId, ClusterName, ConnectionId, DenialReason, Endpoint, MemberTerms,
-    Record, RecordId, Snapshot, Timestamp, VerifiedPeer,
+    Audience, Authentic, Body, Candidate, ClusterId, ClusterName, ConnectionId, DenialReason, Endpoint, Enforcement,
+    MemberTerms, Record, RecordId, Snapshot, Timestamp, VerifiedPeer,
 };
 use federation_store::{Store, StoreError};
 use proto::federation::{Denied, Extend};
@@ -135,6 +136,7 @@ pub(crate) struct Shared {
     registry: Registry,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     records: watch::Sender<Arc<Vec<Authentic<Record>>>>,
+    receipts: receipts::Table,
     driver: mpsc::Sender<Command>,
     tunnels: mpsc::Sender<Tunnel>,
     events: mpsc::Sender<Event>,
@@ -325,6 +327,19 @@ impl Link {
     /// The identity of a member's edge, as its newest session proved it.
     pub fn session_peer(&self, member: ClusterId) -> Option<VerifiedPeer> {
         self.shared.registry.preferred(&member).map(|session| session.peer())
+    }
+
+    /// Ticks whenever a member said anew what it enforces.
+    pub fn receipts(&self) -> watch::Receiver<u64> {
+        self.shared.receipts.changes()
+    }
+
+    /// Which active members enforce a record of a public log, and which have not said so yet.
+    pub fn enforcement(&self, record: &RecordId) -> Enforcement {
+        let snapshot = self.shared.snapshot.borrow().clone();
+        let members = snapshot.iter().flat_map(|snapshot| snapshot.members.iter());
+        let active = members.filter(|member| member.state.is_active()).map(|member| member.id);
+        self.shared.receipts.read(|receipts, now| receipts.enforcement(record, active, now))
     }
 
     /// How the link with every other member fares, by name.

@@ -64,6 +64,7 @@ pub(crate) async fn open(options: Options) -> Result<(Link, Incoming), LinkError
         registry: Registry::new(own),
         snapshot: watch::Sender::new(None),
         records: watch::Sender::new(Arc::default()),
+        receipts: Default::default(),
         driver,
         tunnels,
         events,

@@ -76,6 +76,8 @@ pub(crate) struct Session {
     pub(crate) chain_end: Timestamp,
     /// What the two ends of this connection alone know: how a successor names it.
     pub(crate) exporter: [u8; 32],
+    /// Whether the peer reads receipts.
+    pub(crate) reads_receipts: bool,
     pub(crate) control: mpsc::Sender<Frame>,
     pub(crate) replication: mpsc::Sender<Message>,
     pub(crate) standing: Mutex<Standing>,

@@ -28,6 +28,7 @@ use crate::{
     endpoint::code,
     limits::DRIVER_BATCH,
     metrics,
+    receipts::Speaker,
     records::{self, Unchecked, Unfit},
     registry::Session,
     state::{self, State},
@@ -57,6 +58,10 @@ pub(crate) enum Command {
         federation: FederationId,
         records: Vec<Authentic<Record>>,
         reply: oneshot::Sender<Result<(), RejoinError>>,
+    },
+    Receipt {
+        session: Arc<Session>,
+        receipt: Box<proto::federation::Receipt>,
     },
     Vector {
         peer: ClusterId,
@@ -106,6 +111,7 @@ pub(crate) struct Driver {
     /// Order of arrival of the next record.
     arrivals: u64,
     connected: BTreeMap<ClusterId, Arc<Session>>,
+    speaker: Speaker,
     revision: u64,
     dirty: bool,
     published: Instant,
@@ -130,6 +136,7 @@ impl Driver {
             unpublished: Vec::new(),
             arrivals,
             connected,
+            speaker: Speaker::new(),
             revision: 0,
             dirty: false,
             published,
@@ -160,6 +167,7 @@ impl Driver {
                     pending.add(effects);
                     let _ = self.flush(pending).await;
                 }
+                () = self.speaker.due(), if !self.dirty => self.speak(),
                 count = commands.recv_many(&mut batch, DRIVER_BATCH) => {
                     if count == 0 {
                         return;
@@ -193,6 +201,9 @@ impl Driver {
                     if self.connected.contains_key(&peer) {
                         pending.add(self.replica.on_vector(peer, vector));
                     }
+                }
+                Command::Receipt { session, receipt } => {
+                    self.speaker.hear(&self.shared, &self.replica, &self.connected, &session, &receipt);
                 }
                 Command::Records { session, envelopes } => self.receive(&session, envelopes, &mut pending),
                 // These stand or fall alone.
@@ -337,6 +348,7 @@ impl Driver {
         self.arrivals = replica.len() as u64;
         self.replica = replica;
         self.unpublished.clear();
+        self.speaker.start_over(&self.shared);
         self.connected.clear();
         self.publish();
         self.follow_sessions().await;
@@ -355,6 +367,7 @@ impl Driver {
         for (member, session) in &live {
             if self.connected.get(member).is_none_or(|held| held.number != session.number) {
                 pending.add(self.replica.on_connected(*member));
+                self.speaker.connected(&self.shared, session);
             }
         }
         self.connected = live;
@@ -451,6 +464,13 @@ impl Driver {
         self.dirty = false;
         self.published = Instant::now();
         self.publish_cost = started.elapsed();
+        self.speaker.published();
+    }
+
+    /// Tells everybody what is enforced here.
+    fn speak(&mut self) {
+        let members = self.shared.snapshot.borrow().as_ref().map_or(0, |held| held.members.len());
+        self.speaker.speak(&self.shared, &self.replica, &self.connected, members);
     }
 }
 

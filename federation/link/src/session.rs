@@ -25,7 +25,7 @@ use crate::{
     SessionError, Shared, endpoint,
     endpoint::code,
     limits::{CONTROL_QUEUE, RENEWS_MAX, REPLICATION_QUEUE},
-    metrics,
+    metrics, receipts,
     registry::{Direction, Health, Session, Standing, half_way},
     wire::{self, Frame, HELLO_BYTES_MAX, printable},
 };
@@ -33,8 +33,8 @@ use crate::{
 /// Lowest and highest version of `hanse-fed/1` that this edge speaks.
 pub(crate) const VERSION_MIN: u32 = 1;
 pub(crate) const VERSION_MAX: u32 = 1;
-/// Optional features of this edge: none yet.
-const FEATURES: [&str; 0] = [];
+/// Optional features of this edge.
+const FEATURES: [&str; 1] = [receipts::FEATURE];
 /// What this edge says of its build.
 pub(crate) const BUILD: &str = concat!("hanse/", env!("CARGO_PKG_VERSION"));
 /// Label of the exporter that names a session (RFC 8446, 7.5).
@@ -125,7 +125,7 @@ pub(crate) async fn begin_dialled(
         });
         wire::write(&mut control.0, hello).await.map_err(|error| closed_or(&connection, error))?;
         match wire::read(&mut control.1, HELLO_BYTES_MAX).await {
-            Ok(Frame::HelloAck(ack)) if (VERSION_MIN..=VERSION_MAX).contains(&ack.version) => Ok(control),
+            Ok(Frame::HelloAck(ack)) if (VERSION_MIN..=VERSION_MAX).contains(&ack.version) => Ok((control, ack.features)),
             Ok(Frame::HelloAck(ack)) => Err(SessionError::Refuse {
                 reason: "version",
                 detail: format!("the peer chose version {}, {VERSION_MIN} to {VERSION_MAX} were offered", ack.version),
@@ -137,7 +137,7 @@ pub(crate) async fn begin_dialled(
             Err(error) => Err(closed_or(&connection, error)),
         }
     };
-    let control = tokio::time::timeout(limit, greeting)
+    let (control, features) = tokio::time::timeout(limit, greeting)
         .await
         .unwrap_or_else(|_| Err(wire::WireError::TimedOut(limit).into()))
         .inspect_err(|error| connection.close(code::PROTOCOL, error.reason().as_bytes()))?;
@@ -145,7 +145,7 @@ pub(crate) async fn begin_dialled(
     wire::write_within(&mut replication.0, Frame::OpenReplication(OpenReplication {}), limit).await?;
     renew(renews, &proved);
     let streams = Streams { control, replication: Some(replication) };
-    Ok(start(shared, connection, proved, Direction::Dialled, streams))
+    Ok(start(shared, connection, proved, Direction::Dialled, &features, streams))
 }
 
 /// Greets as the one who accepted, and runs the session. A refusal is told to the peer before it is returned.
@@ -165,15 +165,15 @@ pub(crate) async fn begin_accepted(
         }
     };
     let answered = answer(shared, &connection, &mut control, own_end, limit).await;
-    let proved = match answered {
-        Ok(proved) => proved,
+    let (proved, features) = match answered {
+        Ok(answered) => answered,
         Err(error) => {
             refuse(&connection, &mut control.0, &error, limit).await;
             return Err(error);
         }
     };
     let streams = Streams { control, replication: None };
-    Ok(start(shared, connection, proved, Direction::Accepted, streams))
+    Ok(start(shared, connection, proved, Direction::Accepted, &features, streams))
 }
 
 async fn answer(
@@ -182,7 +182,7 @@ async fn answer(
     control: &mut (SendStream, RecvStream),
     own_end: Timestamp,
     limit: Duration,
-) -> Result<Proved, SessionError> {
+) -> Result<(Proved, Vec<String>), SessionError> {
     let refuse = |reason: &'static str, detail: String| SessionError::Refuse { reason, detail };
     let hello = match wire::read_within(&mut control.1, HELLO_BYTES_MAX, limit).await? {
         Frame::Hello(hello) => hello,
@@ -219,7 +219,7 @@ async fn answer(
     });
     renew(&renewed.collect::<Vec<_>>(), &proved);
     wire::write_within(&mut control.0, ack, limit).await?;
-    Ok(proved)
+    Ok((proved, hello.features))
 }
 
 /// Whether a successor gives at least half as much time again as is left. Every SVID is renewed at half life, so it does
@@ -261,6 +261,7 @@ fn start(
     connection: Connection,
     proved: Proved,
     direction: Direction,
+    features: &[String],
     streams: Streams,
 ) -> Arc<Session> {
     let (control, control_queue) = mpsc::channel(CONTROL_QUEUE);
@@ -276,6 +277,7 @@ fn start(
         connection,
         chain_end: peer.not_after(),
         exporter,
+        reads_receipts: features.iter().any(|feature| feature == receipts::FEATURE),
         control,
         replication,
         standing: Mutex::new(Standing { peer, deadline, renew_at: half_way(now(), deadline) }),

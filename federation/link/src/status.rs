@@ -10,6 +10,7 @@ use crate::{
     Direction, Shared,
     endpoint::code,
     limits::HEARTBEATS_MISSED_MAX,
+    receipts,
     registry::lock,
     session,
     supervisor::{connect, resolve},
@@ -20,7 +21,7 @@ use crate::{
 pub enum LinkState {
     /// A session, and fresh answers on it.
     Up,
-    /// A session whose heartbeats are not answered in time.
+    /// A session whose heartbeats are not answered in time, or over which no fresh data comes.
     Degraded,
     /// No session; this edge is dialling, or pauses between dials.
     Dialling,
@@ -56,7 +57,8 @@ pub struct LinkStatus {
     pub rtt: Option<Duration>,
     /// Their clock less ours.
     pub clock_offset_ms: Option<i64>,
-    /// Time since anything was last heard of the member; `None` if never.
+    /// Time since this cluster last held all that the member had said by then; `None` if never. Of a member whose
+    /// version says nothing of that: time since anything was heard.
     pub data_age: Option<Duration>,
     /// Tunnels over all sessions.
     pub tunnels: u32,
@@ -85,21 +87,27 @@ pub struct ProbeReport {
 pub(crate) fn all(shared: &Shared) -> Vec<LinkStatus> {
     let Some(snapshot) = shared.snapshot.borrow().clone() else { return Vec::new() };
     let others = snapshot.members.present().filter(|member| member.id != shared.own);
-    let mut statuses: Vec<LinkStatus> = others.map(|member| of(shared, member)).collect();
+    let members = snapshot.members.len();
+    let mut statuses: Vec<LinkStatus> = others.map(|member| of(shared, member, members)).collect();
     statuses.sort_by(|one, other| one.name.cmp(&other.name));
     statuses
 }
 
-fn of(shared: &Shared, member: &Member) -> LinkStatus {
+fn of(shared: &Shared, member: &Member, members: usize) -> LinkStatus {
     let sessions = shared.registry.of(&member.id);
     let preferred = shared.registry.preferred(&member.id);
     let past = shared.registry.past(&member.id);
     let health = preferred.as_ref().map(|session| *lock(&session.health));
     let late = shared.limits.heartbeat * HEARTBEATS_MISSED_MAX;
+    let speaks = preferred.as_ref().is_some_and(|session| session.reads_receipts);
+    let data_age = shared.receipts.read(|receipts, now| receipts.age(&member.id, now));
+    // One that does not speak yet has as long for its first word as for any other.
+    let began = past.began.map(|began| began.elapsed());
+    let fresh = !speaks || data_age.or(began).is_some_and(|age| age <= receipts::stale_after(members));
     let state = if !member.state.is_active() {
         LinkState::Out(member.state)
     } else if let Some(health) = health {
-        if health.answered.elapsed() <= late { LinkState::Up } else { LinkState::Degraded }
+        if health.answered.elapsed() <= late && fresh { LinkState::Up } else { LinkState::Degraded }
     } else if member.endpoints.is_empty() {
         LinkState::Waiting
     } else {
@@ -115,7 +123,7 @@ fn of(shared: &Shared, member: &Member) -> LinkStatus {
         address: preferred.as_ref().map(|session| session.connection.remote_address()),
         rtt: health.and_then(|health| health.rtt),
         clock_offset_ms: health.and_then(|health| health.clock_offset_ms),
-        data_age: past.heard.map(|heard| heard.elapsed()),
+        data_age: if speaks { data_age } else { data_age.or(past.heard.map(|heard| heard.elapsed())) },
         tunnels: sessions.iter().map(|session| session.tunnel_count()).sum(),
         sessions: sessions.len(),
         deadline: preferred.as_ref().map(|session| session.deadline()),

@@ -18,7 +18,7 @@ use crate::{
     SessionError, Shared,
     endpoint::{self, SERVER_NAME, code, may_dial},
     limits::{ADDRESSES_MAX, RENEWS_MAX},
-    metrics,
+    metrics, receipts,
     registry::{Direction, Session, half_way, lock},
     session,
     wire::printable,
@@ -82,6 +82,7 @@ fn follow(shared: &Arc<Shared>, snapshot: &Snapshot, tasks: &mut HashMap<Cluster
         }
     }
     shared.registry.keep(|id| snapshot.members.get(id).is_some());
+    receipts::keep(shared, |id| snapshot.members.get(id).is_some());
     for member in snapshot.members.iter().filter(|member| wanted(&member.id)) {
         tasks.entry(member.id).or_insert_with(|| {
             let (cancel, tracker) = (shared.cancel.child_token(), shared.tasks.clone());

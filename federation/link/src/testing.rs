@@ -15,8 +15,8 @@ use federation_model::{
     Action, Audience, Body, ClusterId, ClusterName, DestinationPattern, Intention, IntentionKey, Layer, MemberTerms,
     RuleState, Snapshot, SourcePattern, TrustDomain,
 };
-use federation_store::Store;
-use tokio::{net::UdpSocket, time::Instant};
+use federation_store::{BoxFuture, Change, Damage, Key, Kind, Revision, Row, Store, StoreError};
+use tokio::{net::UdpSocket, sync::Mutex, time::Instant};
 
 use crate::{Incoming, Limits, Link, LinkError, Options};
 
@@ -45,6 +45,13 @@ impl Disk {
         Self { name, domain, store, signer: Arc::new(signer), kek }
     }
 
+    /// The same with a store that takes no write while somebody else holds the lock.
+    pub(crate) fn that_can_hang(self) -> (Self, Arc<Mutex<()>>) {
+        let gate = Arc::new(Mutex::new(()));
+        let store = Arc::new(Hanging { store: self.store, gate: gate.clone() });
+        (Self { store, ..self }, gate)
+    }
+
     pub(crate) fn id(&self) -> ClusterId {
         self.signer.candidate().id
     }
@@ -55,6 +62,33 @@ impl Disk {
         let id = self.domain.edge(&self.name);
         let issued = self.signer.sign_svid(&id, &key.csr(), ttl, now()).expect("issued");
         Svid::assemble(key, issued.full_chain()).expect("assembled")
+    }
+}
+
+/// A disk that stands still for a while, as one that is overloaded or unplugged does.
+struct Hanging {
+    store: Arc<dyn Store>,
+    gate: Arc<Mutex<()>>,
+}
+
+impl Store for Hanging {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Row>, StoreError>> {
+        self.store.get(key)
+    }
+
+    fn list<'a>(&'a self, kind: Kind, prefix: &'a [u8]) -> BoxFuture<'a, Result<Vec<Row>, StoreError>> {
+        self.store.list(kind, prefix)
+    }
+
+    fn apply(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        Box::pin(async move {
+            let _open = self.gate.lock().await;
+            self.store.apply(changes).await
+        })
+    }
+
+    fn damaged(&self) -> Vec<Damage> {
+        self.store.damaged()
     }
 }
 

@@ -3,6 +3,7 @@
 mod joining;
 mod membership;
 mod partitions;
+mod receipts;
 mod refusals;
 mod renewal;
 mod tunnels;

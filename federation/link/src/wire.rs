@@ -162,6 +162,7 @@ pub(crate) fn name(frame: &Frame) -> &'static str {
         Frame::OpenTunnel(_) => "open_tunnel",
         Frame::JoinRequest(_) => "join_request",
         Frame::JoinAnswer(_) => "join_answer",
+        Frame::Receipt(_) => "receipt",
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 use crate::{ClusterId, FederationId, RecordId, Timestamp};
 
 /// Most statements in one receipt.
-pub const RECEIPT_LOGS_MAX: usize = 400;
+pub const RECEIPT_LOGS_MAX: usize = 256;
 /// Most neighbours that a receipt may name.
 pub const RECEIPT_NEIGHBOURS_MAX: usize = 256;
 /// Most members of which receipts are kept.

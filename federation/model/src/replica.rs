@@ -320,6 +320,17 @@ impl Replica {
         self.logs.get(&(writer, audience)).into_iter().flat_map(Log::heads).collect()
     }
 
+    /// How far every public log is held, by epoch.
+    pub fn law_heads(&self) -> impl Iterator<Item = (ClusterId, u64, Head)> {
+        let law = self.logs.iter().filter(|((_, audience), _)| *audience == Audience::Law);
+        law.flat_map(|((writer, _), log)| log.heads().map(|(epoch, head)| (*writer, epoch, head)))
+    }
+
+    /// Last place that is held of one epoch of a public log; 0 without any.
+    pub fn law_seq(&self, writer: &ClusterId, epoch: u64) -> u64 {
+        self.logs.get(&(*writer, Audience::Law)).and_then(|log| log.head(epoch)).map_or(0, |head| head.seq)
+    }
+
     /// How far every log is held.
     pub fn vector(&self) -> Vector {
         self.vector_where(|_, _| true)

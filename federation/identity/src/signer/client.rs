@@ -126,6 +126,13 @@ impl RemoteSigner {
             .map_err(|error| SignerError::Refused(error.to_string()))
     }
 
+    fn signature(&self, ask: &Ask) -> Result<[u8; 64], SignerError> {
+        match self.ask(ask, ANSWER_LIMIT)? {
+            Answer::Signature(signature) => signature.try_into().map_err(|_| SignerError::Unreadable),
+            _ => Err(SignerError::Unreadable),
+        }
+    }
+
     /// One question, one answer that is no refusal. A signer that was started again is given its keys first.
     fn ask(&self, ask: &Ask, limit: Duration) -> Result<Answer, SignerError> {
         let mut channel = lock(&self.channel);
@@ -169,10 +176,11 @@ impl Signer for RemoteSigner {
     }
 
     fn sign_record(&self, record: &[u8]) -> Result<[u8; 64], SignerError> {
-        match self.ask(&Ask::SignRecord(record.to_vec()), ANSWER_LIMIT)? {
-            Answer::Signature(signature) => signature.try_into().map_err(|_| SignerError::Unreadable),
-            _ => Err(SignerError::Unreadable),
-        }
+        self.signature(&Ask::SignRecord(record.to_vec()))
+    }
+
+    fn sign_receipt(&self, receipt: &[u8]) -> Result<[u8; 64], SignerError> {
+        self.signature(&Ask::SignReceipt(receipt.to_vec()))
     }
 
     fn unseal(&self, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnsealError> {

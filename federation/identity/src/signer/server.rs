@@ -117,6 +117,10 @@ impl Server {
                 let signature = self.held()?.sign_record(&record).map_err(denied)?;
                 Ok(Answer::Signature(signature.to_vec()))
             }
+            Ask::SignReceipt(receipt) => {
+                let signature = self.held()?.sign_receipt(&receipt).map_err(denied)?;
+                Ok(Answer::Signature(signature.to_vec()))
+            }
             Ask::Unseal(request) => {
                 let mut value = self.held()?.unseal(&request.aad, &request.sealed).map_err(denied)?;
                 let answer = Answer::Value(value.to_vec());

@@ -218,6 +218,7 @@ fn every_verb_has_a_rate_of_its_own_and_recovers() {
             Verb::SignSvid => Ask::SignSvid(SvidRequest::default()),
             Verb::SignRecord => Ask::SignRecord(Vec::new()),
             Verb::Unseal => Ask::Unseal(Sealed::default()),
+            Verb::SignReceipt => Ask::SignReceipt(b"receipt".to_vec()),
             Verb::Ping => Ask::Ping(Nothing {}),
         };
         let request = Request { id: 1, ask: Some(ask(verb)) }.encode_to_vec();

@@ -14,7 +14,7 @@ use crate::{Authority, Issued};
 pub(super) struct Request {
     #[prost(uint64, tag = "1")]
     pub(super) id: u64,
-    #[prost(oneof = "Ask", tags = "2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Ask", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
     pub(super) ask: Option<Ask>,
 }
 
@@ -38,6 +38,9 @@ pub(super) enum Ask {
     Unseal(Sealed),
     #[prost(message, tag = "8")]
     Ping(Nothing),
+    /// The serialized receipt.
+    #[prost(bytes, tag = "9")]
+    SignReceipt(Vec<u8>),
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -167,6 +170,7 @@ impl Ask {
             Self::Open(_) => Verb::Open,
             Self::SignSvid(_) => Verb::SignSvid,
             Self::SignRecord(_) => Verb::SignRecord,
+            Self::SignReceipt(_) => Verb::SignReceipt,
             Self::Unseal(_) => Verb::Unseal,
             Self::Ping(_) => Verb::Ping,
         }

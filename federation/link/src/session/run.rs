@@ -171,6 +171,14 @@ async fn read_control(
                 }
                 Err(error) => Some(error),
             },
+            Frame::Receipt(receipt) => {
+                let command = Command::Receipt { session: session.clone(), receipt: Box::new(receipt) };
+                // Heartbeats come behind it on this stream, and another receipt comes soon.
+                if shared.driver.try_send(command).is_err() {
+                    ::metrics::counter!(metrics::DROPPED, "queue" => "driver").increment(1);
+                }
+                None
+            }
             other => return Ending::wire(&WireError::Unexpected { got: wire::name(&other) }),
         };
         if let Some(detail) = fault {

@@ -138,6 +138,10 @@ impl Log {
         self.epochs.iter().map(|(number, epoch)| (*number, epoch.head()))
     }
 
+    pub(super) fn head(&self, epoch: u64) -> Option<Head> {
+        self.epochs.get(&epoch).map(Epoch::head)
+    }
+
     /// Epoch and place of each fork.
     pub(super) fn forks(&self) -> impl Iterator<Item = (u64, u64)> {
         self.epochs.iter().filter(|(_, epoch)| epoch.is_frozen()).map(|(number, epoch)| (*number, epoch.head().seq))
