@@ -62,6 +62,8 @@ pub enum WriteError {
     Signer(#[from] SignerError),
     #[error("store: {0}")]
     Store(String),
+    #[error("this cluster is alone in its federation: there is nothing to leave")]
+    Alone,
     #[error("the link is shutting down")]
     Closed,
 }
@@ -75,6 +77,7 @@ impl WriteError {
             Self::Bounds(_) => "bounds",
             Self::Signer(error) => error.reason(),
             Self::Store(_) => "store",
+            Self::Alone => "alone",
             Self::Closed => "closed",
         }
     }

@@ -59,6 +59,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use error::{JoinError, LinkError, SessionError, TokenIssueError, TunnelError, WriteError};
 pub use join::joiner::JoinSummary;
 pub use limits::{CLOCK_SKEW_MAX, Limits};
+pub use membership::Departure;
 pub use registry::Direction;
 pub use status::{LinkState, LinkStatus, ProbeReport};
 pub use tokens::{TokenState, TokenSummary};

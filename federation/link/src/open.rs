@@ -180,6 +180,22 @@ async fn found(shared: &Shared) -> Result<Replica, LinkError> {
         let detail = "there are records, but the row that says of which federation is missing".into();
         return Err(LinkError::Unreadable { row: state::key().to_string(), detail });
     }
+    let mut replica = founded(shared)?;
+    for body in own_words(shared) {
+        say(shared, &mut replica, Audience::Law, body)?;
+    }
+    let federation = replica.federation();
+    let mut changes: Vec<Change> =
+        replica.records().zip(0..).map(|(record, arrival)| records::put(record, arrival)).collect();
+    let state = State { own: shared.own, federation, blocked: Default::default() };
+    changes.push(Change::put(state::key(), state.encode()).expecting(Expect::Absent));
+    shared.store.apply(changes).await?;
+    tracing::info!(federation = %federation.short(), cluster = %shared.candidate.name, "federation founded");
+    Ok(replica)
+}
+
+/// A federation of this cluster alone, with its founding record and nothing else; not yet durable.
+pub(crate) fn founded(shared: &Shared) -> Result<Replica, LinkError> {
     let founding = Record {
         federation: FederationId::from_digest(Digest::ZERO),
         writer: shared.own,
@@ -200,15 +216,6 @@ async fn found(shared: &Shared) -> Result<Replica, LinkError> {
     if let Some(error) = replica.load([founding]).into_iter().next() {
         return Err(LinkError::Record(error.to_string()));
     }
-    for body in own_words(shared) {
-        say(shared, &mut replica, Audience::Law, body)?;
-    }
-    let mut changes: Vec<Change> =
-        replica.records().zip(0..).map(|(record, arrival)| records::put(record, arrival)).collect();
-    let state = State { own: shared.own, federation, blocked: Default::default() };
-    changes.push(Change::put(state::key(), state.encode()).expecting(Expect::Absent));
-    shared.store.apply(changes).await?;
-    tracing::info!(federation = %federation.short(), cluster = %shared.candidate.name, "federation founded");
     Ok(replica)
 }
 

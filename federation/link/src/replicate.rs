@@ -59,6 +59,10 @@ pub(crate) enum Command {
         records: Vec<Authentic<Record>>,
         reply: oneshot::Sender<Result<(), RejoinError>>,
     },
+    /// Leaves the federation for one of this cluster alone.
+    Refound {
+        reply: oneshot::Sender<Result<FederationId, RejoinError>>,
+    },
     Receipt {
         session: Arc<Session>,
         receipt: Box<proto::federation::Receipt>,
@@ -202,6 +206,10 @@ impl Driver {
                         pending.add(self.replica.on_vector(peer, vector));
                     }
                 }
+                Command::Refound { reply } => {
+                    let _ = self.flush(std::mem::take(&mut pending)).await;
+                    let _ = reply.send(self.refound().await);
+                }
                 Command::Receipt { session, receipt } => {
                     self.speaker.hear(&self.shared, &self.replica, &self.connected, &session, &receipt);
                 }
@@ -314,12 +322,26 @@ impl Driver {
         if others > 0 {
             return Err(RejoinError::HasMembers(others));
         }
-        let own = self.shared.own;
-        let mut replica = Replica::new(own, federation);
+        let mut replica = Replica::new(self.shared.own, federation);
         let refused = replica.load(given);
         if let Some(error) = refused.into_iter().next() {
             return Err(RejoinError::Records(error.to_string()));
         }
+        self.move_to(replica).await
+    }
+
+    /// Founds a federation of this cluster alone and moves there.
+    async fn refound(&mut self) -> Result<FederationId, RejoinError> {
+        let replica = crate::open::founded(&self.shared).map_err(|error| RejoinError::Records(error.to_string()))?;
+        let federation = replica.federation();
+        self.move_to(replica).await?;
+        tracing::info!(federation = %federation.short(), "left the federation; this cluster is alone again");
+        Ok(federation)
+    }
+
+    /// Gives up the federation that this cluster is in for that of `replica`, and says there what it said here.
+    async fn move_to(&mut self, mut replica: Replica) -> Result<(), RejoinError> {
+        let (own, federation) = (self.shared.own, replica.federation());
         for (audience, body, author) in own_words(&self.replica) {
             let record = compose(&self.shared, &replica, audience, body, author);
             let record = record.map_err(|error| RejoinError::Records(error.to_string()))?;

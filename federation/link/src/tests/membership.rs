@@ -129,3 +129,43 @@ async fn a_block_that_an_older_version_kept_in_its_row_becomes_a_record() {
     let east = Cluster::open(east.kill().await, Setup::default()).await;
     sees(&east, &west, MemberState::Active).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_leaves_is_forgotten_by_all_and_comes_back_with_a_token() {
+    let [east, west, onprem] = three().await;
+    onprem.allow("kept").await;
+    let before = onprem.link.snapshot().borrow().as_ref().expect("some").federation;
+    let departure = onprem.link.leave("test".into()).await.expect("leaves");
+    assert!(departure.untold.is_empty(), "{departure:?}");
+    assert_ne!(departure.federation, before);
+    for cluster in [&east, &west] {
+        sees(cluster, &onprem, MemberState::Left).await;
+    }
+    let held = onprem.snapshot_where("alone", |held| held.members.len() == 1).await;
+    assert_eq!(held.federation, departure.federation);
+    onprem.holds("kept").await;
+    assert!(matches!(onprem.link.leave("test".into()).await, Err(crate::WriteError::Alone)));
+    // It is the same after a restart, and the way back is a token of anybody.
+    let onprem = Cluster::open(onprem.kill().await, Setup::default()).await;
+    assert_eq!(onprem.link.snapshot().borrow().as_ref().expect("some").federation, departure.federation);
+    onprem.join(&west).await;
+    for (one, other) in [(&east, &onprem), (&onprem, &west)] {
+        one.linked(other).await;
+        sees(one, other, MemberState::Active).await;
+    }
+    onprem.allow("again").await;
+    east.holds("again").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_could_not_be_told_of_a_leaving_is_named_and_learns_it_from_the_others() {
+    let [east, west, onprem] = three().await;
+    let west_id = west.id();
+    let disk = west.kill().await;
+    until("no session", || onprem.link.session_peer(west_id).is_none()).await;
+    let departure = onprem.link.leave("test".into()).await.expect("leaves");
+    assert_eq!(departure.untold, [disk.name.clone()]);
+    let west = Cluster::open(disk, Setup::default()).await;
+    west.linked(&east).await;
+    sees(&west, &onprem, MemberState::Left).await;
+}
