@@ -61,7 +61,7 @@ pub use join::joiner::JoinSummary;
 pub use limits::{CLOCK_SKEW_MAX, Limits};
 pub use membership::Departure;
 pub use registry::Direction;
-pub use status::{LinkState, LinkStatus, ProbeReport};
+pub use status::{LinkState, LinkStatus, ProbeReport, RelayPath};
 pub use tokens::{TokenState, TokenSummary};
 pub use tunnel::Tunnel;
 pub use wire::WireError;
@@ -271,6 +271,21 @@ impl Link {
     /// See [`JoinError`]; nothing has changed here then.
     pub async fn join(&self, token_text: &str) -> Result<JoinSummary, JoinError> {
         join::joiner::join(&self.shared, token_text).await
+    }
+
+    /// Opens a tunnel toward `member`: in the session with it, or, where there is none, in that with a member that
+    /// relays and has one (see [`Tunnel::member`]).
+    ///
+    /// # Errors
+    /// There is no way, or nobody took a tunnel in time.
+    pub async fn open_tunnel_toward(&self, member: ClusterId) -> Result<Tunnel, TunnelError> {
+        match self.open_tunnel(member).await {
+            Err(error @ (TunnelError::NoSession(_) | TunnelError::Lost(_))) => {
+                let Some(relay) = status::relay_toward(&self.shared, &member) else { return Err(error) };
+                self.open_tunnel(relay.member).await
+            }
+            outcome => outcome,
+        }
     }
 
     /// Opens a tunnel in the session with `member`.

@@ -130,9 +130,11 @@ impl Speaker {
         lock(&shared.receipts.receipts)
             .refresh(|member, epoch| heads.get(&(*member, epoch)).copied().unwrap_or_default());
         self.due = Instant::now() + interval(members);
-        let neighbours: BTreeSet<ClusterId> = connected.keys().take(RECEIPT_NEIGHBOURS_MAX).copied().collect();
+        let rtt = |session: &Arc<Session>| lock(&session.health).rtt.unwrap_or_default();
+        let neighbours: BTreeMap<ClusterId, Duration> =
+            connected.iter().take(RECEIPT_NEIGHBOURS_MAX).map(|(id, session)| (*id, rtt(session))).collect();
         let whole = self.parts >= PARTS_MAX
-            || self.neighbours != neighbours
+            || !self.neighbours.iter().eq(neighbours.keys())
             || self.whole_at.is_none_or(|at| at.elapsed() >= WHOLE_INTERVAL);
         let changed = heads.iter().filter(|(log, seq)| whole || self.said.get(log) != Some(seq));
         let changed: Vec<((ClusterId, u64), u64)> = changed.map(|(log, seq)| (*log, *seq)).collect();
@@ -152,7 +154,7 @@ impl Speaker {
                 at: now(),
                 whole,
                 law: law.into_iter().collect(),
-                neighbours: if whole { neighbours.clone() } else { BTreeSet::new() },
+                neighbours: if whole { neighbours.clone() } else { BTreeMap::new() },
             };
             let bytes = encode_receipt(&receipt);
             let signature = match shared.signer.sign_receipt(&bytes) {
@@ -170,7 +172,7 @@ impl Speaker {
         }
         if whole {
             self.whole_at = Some(Instant::now());
-            self.neighbours = neighbours;
+            self.neighbours = neighbours.into_keys().collect();
         }
         self.said = heads;
     }

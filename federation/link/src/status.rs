@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use federation_identity::now;
-use federation_model::{ClusterId, ClusterName, Member, MemberState, Timestamp};
+use federation_model::{ClusterId, ClusterName, Member, MemberState, Relay, Timestamp};
 use tokio::time::Instant;
 
 use crate::{
@@ -44,6 +44,16 @@ impl LinkState {
     }
 }
 
+/// A way to a member through another that relays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayPath {
+    /// Who relays.
+    pub member: ClusterId,
+    pub name: ClusterName,
+    /// Round trip over both sessions, as this cluster and the relay measured them.
+    pub rtt: Duration,
+}
+
 /// How the link with one member fares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkStatus {
@@ -55,6 +65,8 @@ pub struct LinkStatus {
     /// The far end of the session in use.
     pub address: Option<SocketAddr>,
     pub rtt: Option<Duration>,
+    /// The relay over which tunnels go while there is no session.
+    pub relay: Option<RelayPath>,
     /// Their clock less ours.
     pub clock_offset_ms: Option<i64>,
     /// Time since this cluster last held all that the member had said by then; `None` if never. Of a member whose
@@ -122,6 +134,7 @@ fn of(shared: &Shared, member: &Member, members: usize) -> LinkStatus {
         direction: preferred.as_ref().map(|session| session.direction),
         address: preferred.as_ref().map(|session| session.connection.remote_address()),
         rtt: health.and_then(|health| health.rtt),
+        relay: if preferred.is_none() && member.state.is_active() { relay_toward(shared, &member.id) } else { None },
         clock_offset_ms: health.and_then(|health| health.clock_offset_ms),
         data_age: if speaks { data_age } else { data_age.or(past.heard.map(|heard| heard.elapsed())) },
         tunnels: sessions.iter().map(|session| session.tunnel_count()).sum(),
@@ -131,6 +144,19 @@ fn of(shared: &Shared, member: &Member, members: usize) -> LinkStatus {
         bytes_sent,
         bytes_received,
     }
+}
+
+/// The nearest member that relays, with a session here, and that last said it has one with `member`.
+pub(crate) fn relay_toward(shared: &Shared, member: &ClusterId) -> Option<RelayPath> {
+    let snapshot = shared.snapshot.borrow().clone()?;
+    let relays = snapshot.members.present().filter(|relay| relay.relay == Relay::Members && relay.state.is_active());
+    let ways = relays.filter(|relay| relay.id != *member && relay.id != shared.own).filter_map(|relay| {
+        let session = shared.registry.preferred(&relay.id)?;
+        let onward = shared.receipts.read(|receipts, _| receipts.round_trip(&relay.id, member))?;
+        let here = lock(&session.health).rtt.unwrap_or_default();
+        Some(RelayPath { member: relay.id, name: relay.name.clone(), rtt: here + onward })
+    });
+    ways.min_by_key(|way| (way.rtt, way.member))
 }
 
 pub(crate) async fn probe(shared: &Shared, id: ClusterId) -> Option<ProbeReport> {

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use self::index::{Law, Verdict};
 use crate::{
-    Action, ClusterId, Conflict, Denial, DenialReason, IntentionKey, Members, Passage, Permit, Proof, Record, RecordId,
-    RuleState, Service, ServiceId, SpiffeId, Timestamp, VerifiedPeer,
+    Action, ClusterId, Conflict, Denial, DenialReason, IntentionKey, Member, Members, Passage, Permit, Proof, Record, RecordId,
+    Relay, RuleState, Service, ServiceId, SpiffeId, Timestamp, VerifiedPeer,
 };
 
 /// What the law says of a pair, and why.
@@ -115,7 +115,8 @@ impl Authorizer {
     }
 
     /// Leave for sealed bytes of `signed` to pass on toward `service`. Needs `Signed`; and if the identity is another
-    /// member's, the `Session` over which it came, of that same member.
+    /// member's, the `Session` over which it came: of that same member, or of one that relays. From one member to
+    /// another they pass only if this cluster relays, and only by one relay.
     ///
     /// The passage ends with the leaf that signed; the session's own end closes its tunnels whatever this says.
     ///
@@ -125,18 +126,28 @@ impl Authorizer {
         &self,
         signed: &VerifiedPeer,
         session: Option<&VerifiedPeer>,
+        members: &Members,
         service: &Service,
         now: Timestamp,
     ) -> Result<Passage, Denial> {
         let refuse = |reason| Err(denial(reason, signed, service, None));
+        let relays =
+            |member: Option<&Member>| member.is_some_and(|held| held.relay == Relay::Members && held.state.is_active());
         if signed.proof() != Proof::Signed {
             return refuse(DenialReason::WrongProof);
         }
         match session {
             Some(session) => {
                 let edge = session.proof() == Proof::Session && session.id().role() == crate::Role::Edge;
-                if !edge || session.trust_domain() != signed.trust_domain() {
+                let straight = session.trust_domain() == signed.trust_domain();
+                // Nobody brings an own workload from outside.
+                let own = self.law.cluster_of(signed.trust_domain()) == self.own;
+                if !edge || own || !(straight || relays(members.by_trust_domain(session.trust_domain()))) {
                     return refuse(DenialReason::WrongProof);
+                }
+                let ours = self.own == Some(service.id.cluster);
+                if !ours && !(straight && self.own.is_some_and(|own| relays(members.get(&own)))) {
+                    return refuse(DenialReason::Unreachable);
                 }
                 if now >= session.not_after() {
                     return refuse(DenialReason::Expired);

@@ -8,7 +8,7 @@
 //! one that is lost costs nothing but time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::Arc,
     time::Duration,
 };
@@ -37,8 +37,9 @@ pub struct Receipt {
     pub whole: bool,
     /// Last record enforced, by writer and epoch of its public log.
     pub law: BTreeMap<(ClusterId, u64), u64>,
-    /// Members with which it has a session: they need nobody to pass this on to them.
-    pub neighbours: BTreeSet<ClusterId>,
+    /// Members with which it has a session, and the round trip to each: they need nobody to pass this on to them, and
+    /// it can carry tunnels to them.
+    pub neighbours: BTreeMap<ClusterId, Duration>,
 }
 
 /// A receipt whose signature was checked, with the bytes to pass on.
@@ -53,7 +54,7 @@ pub struct SignedReceipt {
 struct Account {
     number: u64,
     law: BTreeMap<(ClusterId, u64), u64>,
-    neighbours: BTreeSet<ClusterId>,
+    neighbours: BTreeMap<ClusterId, Duration>,
     /// The last whole receipt and those after it.
     raw: Vec<Arc<[u8]>>,
     /// When the newest receipt was heard.
@@ -108,7 +109,12 @@ impl Receipts {
 
     /// Whether a receipt of `member` has to be passed on to `to`.
     pub fn needs(&self, to: &ClusterId, member: &ClusterId) -> bool {
-        to != member && self.0.get(member).is_none_or(|account| !account.neighbours.contains(to))
+        to != member && self.0.get(member).is_none_or(|account| !account.neighbours.contains_key(to))
+    }
+
+    /// The round trip between two members, if the first said that it has a session with the second.
+    pub fn round_trip(&self, from: &ClusterId, to: &ClusterId) -> Option<Duration> {
+        self.0.get(from)?.neighbours.get(to).copied()
     }
 
     /// All that somebody who knows nothing yet needs, oldest first of each member.
@@ -174,7 +180,7 @@ mod tests {
             at: Timestamp::ZERO,
             whole,
             law: law.iter().map(|(writer, epoch, seq)| ((cluster(*writer), *epoch), *seq)).collect(),
-            neighbours: BTreeSet::from([cluster(0)]),
+            neighbours: BTreeMap::from([(cluster(0), Duration::from_millis(3))]),
         };
         SignedReceipt { receipt, raw: Arc::from(number.to_be_bytes().as_slice()) }
     }
@@ -230,6 +236,8 @@ mod tests {
         receipts.take(&receipt(1, 1, true, &[]), at(1));
         assert!(!receipts.needs(&cluster(0), &cluster(1)));
         assert!(receipts.needs(&cluster(2), &cluster(1)));
+        assert_eq!(receipts.round_trip(&cluster(1), &cluster(0)), Some(Duration::from_millis(3)));
+        assert_eq!(receipts.round_trip(&cluster(1), &cluster(2)), None);
         assert!(!receipts.needs(&cluster(1), &cluster(1)), "nor its maker");
     }
 

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use federation_model::{
-    Denial, DenialReason, Passage, Permit, RecordId, Service, ServiceRef, Snapshot, SpiffeId, Timestamp, VerifiedPeer,
+    Denial, DenialReason, Passage, Permit, RecordId, Relay, Service, ServiceId, ServiceRef, Snapshot, SpiffeId,
+    Timestamp, VerifiedPeer,
 };
 use tokio::sync::watch;
 
@@ -74,7 +75,23 @@ impl Law {
     /// The service of this name, if this cluster may see it.
     pub(crate) fn service(&self, name: &ServiceRef, source: Option<&SpiffeId>) -> Result<Service, Refusal> {
         let unknown = || Refusal::new(DenialReason::UnknownService, source, name);
-        self.0.catalog.by_name(name).cloned().ok_or_else(unknown)
+        let held = self.0.catalog.by_name(name).cloned();
+        held.or_else(|| self.relayed(name, source?)).ok_or_else(unknown)
+    }
+
+    /// What this cluster only carries from one member to another it need not know: the law speaks of the name.
+    fn relayed(&self, name: &ServiceRef, source: &SpiffeId) -> Option<Service> {
+        let Snapshot { own, own_trust_domain, members, .. } = &*self.0;
+        let owner = members.by_name(&name.cluster).filter(|owner| owner.state.is_active() && owner.id != *own)?;
+        let carries = members.get(own)?.relay == Relay::Members && source.trust_domain() != own_trust_domain;
+        carries.then(|| Service {
+            id: ServiceId { service: name.service.clone(), namespace: name.namespace.clone(), cluster: owner.id },
+            name: name.clone(),
+            trust_domain: owner.trust_domain.clone(),
+            port: 0,
+            accounts: Vec::new(),
+            exported: true,
+        })
     }
 
     /// Leave to reach `service`, for a peer proved by `Tls` or `Own`.
@@ -92,7 +109,7 @@ impl Law {
         now: Timestamp,
     ) -> Result<Passage, Denial> {
         self.known(signed, service)?;
-        self.0.authorizer.authorize_passage(signed, session, service, now)
+        self.0.authorizer.authorize_passage(signed, session, &self.0.members, service, now)
     }
 
     /// Asks again for a live connection, by the newest proof that it has.
@@ -108,7 +125,8 @@ impl Law {
         peer: &VerifiedPeer,
         now: Timestamp,
     ) -> Result<RecordId, Denial> {
-        let held = self.0.catalog.get(&connection.service.id);
+        let held = self.0.catalog.get(&connection.service.id).cloned();
+        let held = held.or_else(|| self.relayed(&connection.service.name, peer.id()));
         let unknown = || Denial {
             reason: DenialReason::UnknownService,
             source: Some(peer.id().clone()),
@@ -116,7 +134,7 @@ impl Law {
             rule: None,
             rule_text: None,
         };
-        let service = held.ok_or_else(unknown)?;
+        let service = &held.ok_or_else(unknown)?;
         match connection.direction {
             Direction::Outbound | Direction::Inbound => Ok(*self.permit(peer, service, now)?.rule()),
             Direction::Passage => {

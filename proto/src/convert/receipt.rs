@@ -1,6 +1,6 @@
 //! Receipts: what a member signed of what it enforces.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeMap, time::Duration};
 
 use federation_model::{FederationId, RECEIPT_LOGS_MAX, RECEIPT_NEIGHBOURS_MAX, Receipt, Timestamp};
 use prost::Message;
@@ -25,7 +25,14 @@ pub fn encode_receipt(receipt: &Receipt) -> Vec<u8> {
         at_ms: receipt.at.as_millis(),
         whole: receipt.whole,
         law: receipt.law.iter().map(log).collect(),
-        neighbours: receipt.neighbours.iter().map(|id| id.as_bytes().to_vec()).collect(),
+        neighbours: receipt
+            .neighbours
+            .iter()
+            .map(|(id, rtt)| wire::Neighbour {
+                cluster: id.as_bytes().to_vec(),
+                rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
+            })
+            .collect(),
     };
     message.encode_to_vec()
 }
@@ -45,7 +52,9 @@ pub fn decode_receipt(bytes: &[u8]) -> Result<Receipt, ConvertError> {
             return Err(ConvertError::value("receipt.law.epoch", format!("epoch {} stands twice", log.epoch)));
         }
     }
-    let neighbours = message.neighbours.iter().map(|id| field::cluster("receipt.neighbours", id));
+    let neighbour = |neighbour: &wire::Neighbour| {
+        Ok((field::cluster("receipt.neighbours", &neighbour.cluster)?, Duration::from_micros(neighbour.rtt_us)))
+    };
     Ok(Receipt {
         federation: field::digest("receipt.federation", &message.federation).map(FederationId::from_digest)?,
         member: field::cluster("receipt.member", &message.member)?,
@@ -53,7 +62,7 @@ pub fn decode_receipt(bytes: &[u8]) -> Result<Receipt, ConvertError> {
         at: Timestamp::from_millis(message.at_ms),
         whole: message.whole,
         law,
-        neighbours: neighbours.collect::<Result<BTreeSet<_>, _>>()?,
+        neighbours: message.neighbours.iter().map(neighbour).collect::<Result<_, ConvertError>>()?,
     })
 }
 
@@ -75,7 +84,7 @@ mod tests {
             at: Timestamp::from_millis(8),
             whole: true,
             law: [((id(1), 1), 4), ((id(1), 2), 1), ((id(2), 1), 900)].into(),
-            neighbours: [id(2), id(3)].into(),
+            neighbours: [(id(2), Duration::from_micros(7)), (id(3), Duration::ZERO)].into(),
         }
     }
 
@@ -84,7 +93,7 @@ mod tests {
         assert_eq!(decode_receipt(&encode_receipt(&receipt())).expect("read"), receipt());
         let longest = Receipt {
             law: (0..RECEIPT_LOGS_MAX as u64).map(|at| ((id(1), u64::MAX - at), u64::MAX)).collect(),
-            neighbours: (0..=255).map(id).collect(),
+            neighbours: (0..=255).map(|byte| (id(byte), Duration::from_micros(u64::MAX))).collect(),
             ..receipt()
         };
         assert_eq!(decode_receipt(&encode_receipt(&longest)).expect("read"), longest);
@@ -102,7 +111,7 @@ mod tests {
         assert_eq!(changed(|r| r.federation.truncate(3)), ("receipt.federation", "length"));
         assert_eq!(changed(|r| r.law.push(r.law[0].clone())), ("receipt.law.epoch", "value"));
         assert_eq!(changed(|r| r.law[0].writer.clear()), ("receipt.law.writer", "missing"));
-        assert_eq!(changed(|r| r.neighbours = vec![vec![1; 32]; 257]), ("receipt.neighbours", "too_many"));
+        assert_eq!(changed(|r| r.neighbours = vec![r.neighbours[0].clone(); 257]), ("receipt.neighbours", "too_many"));
         let many = |r: &mut wire::Enforced| r.law = vec![r.law[0].clone(); RECEIPT_LOGS_MAX + 1];
         assert_eq!(changed(many), ("receipt.law", "too_many"));
         let long = vec![0; RECEIPT_BYTES_MAX + 1];

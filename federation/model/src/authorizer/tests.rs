@@ -4,7 +4,7 @@ mod random;
 
 use super::*;
 use crate::{
-    Accept, Audience, Body, Digest, Label, Layer, SourcePattern,
+    Accept, Audience, Body, Digest, Label, Layer, MemberState, SourcePattern,
     testing::{ALLOW, DENY, Writer, cluster, domain, key, member, members, service, workload},
 };
 use crate::{Authentic, FederationId};
@@ -554,11 +554,11 @@ fn a_passage_needs_the_signed_header_and_the_members_own_session() {
     let edge = |number: u8| domain(number).edge(&crate::testing::name(number).parse().expect("name"));
     let signed = peer(Proof::Signed, workload("web.shop", 2), 200);
     let session = peer(Proof::Session, edge(2), 300);
-    let passage = authorizer.authorize_passage(&signed, Some(&session), &payments(), NOW).expect("allowed");
+    let passage = authorizer.authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW).expect("allowed");
     assert_eq!(passage.deadline(), Timestamp::from_secs(200), "the leaf that signed ends it");
 
     let check = |signed: &VerifiedPeer, session: Option<&VerifiedPeer>, reason| {
-        let denial = authorizer.authorize_passage(signed, session, &payments(), NOW).expect_err("refused");
+        let denial = authorizer.authorize_passage(signed, session, &world.members, &payments(), NOW).expect_err("refused");
         assert_eq!(denial.reason, reason, "{signed:?} over {session:?}");
     };
     check(&signed, None, DenialReason::WrongProof);
@@ -578,12 +578,46 @@ fn an_own_workload_passes_without_a_session_and_nobody_brings_it_from_outside() 
     world.rule(1, "web.shop.west -> payments.billing.west", ALLOW);
     let signed = peer(Proof::Signed, workload("web.shop", 1), 200);
     let here = world.compile().at(cluster(1), 1);
-    assert!(here.authorize_passage(&signed, None, &payments(), NOW).is_ok());
+    assert!(here.authorize_passage(&signed, None, &world.members, &payments(), NOW).is_ok());
     let session = peer(Proof::Session, domain(2).edge(&"onprem".parse().expect("name")), 300);
-    let denial = here.authorize_passage(&signed, Some(&session), &payments(), NOW).expect_err("refused");
+    let denial = here.authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW).expect_err("refused");
     assert_eq!(denial.reason, DenialReason::WrongProof);
     let nowhere = world.compile();
-    assert!(nowhere.authorize_passage(&signed, None, &payments(), NOW).is_err(), "a law of no cluster has no own");
+    assert!(nowhere.authorize_passage(&signed, None, &world.members, &payments(), NOW).is_err(), "a law of no cluster has no own");
+}
+
+#[test]
+fn one_member_that_relays_may_carry_anothers_passage() {
+    let mut world = world();
+    world.rule(1, PAIR, ALLOW);
+    let edge = |number: u8| domain(number).edge(&crate::testing::name(number).parse().expect("name"));
+    // Onprem's workload calls west's payments over east.
+    let signed = peer(Proof::Signed, workload("web.shop", 2), 200);
+    let (straight, over_east) = (peer(Proof::Session, edge(2), 300), peer(Proof::Session, edge(0), 300));
+    let outcome = |world: &World, at: u8, session: &VerifiedPeer| {
+        let authorizer = world.compile().at(cluster(at), 1);
+        let passage = authorizer.authorize_passage(&signed, Some(session), &world.members, &payments(), NOW);
+        passage.map(drop).map_err(|denial| denial.reason)
+    };
+    assert_eq!(outcome(&world, 0, &straight), Err(DenialReason::Unreachable), "east does not relay");
+    assert_eq!(outcome(&world, 1, &over_east), Err(DenialReason::WrongProof), "nor may west take it from there");
+    world.members.get_mut(&cluster(0)).expect("east").relay = Relay::Members;
+    assert_eq!(outcome(&world, 0, &straight), Ok(()));
+    assert_eq!(outcome(&world, 1, &over_east), Ok(()));
+    // A second relay behind the first is one too many.
+    let mut members = world.members.clone();
+    members.insert(Member { relay: Relay::Members, ..member(3, false, Accept::Federation) });
+    let north = world.compile().at(cluster(3), 1);
+    let denial = north.authorize_passage(&signed, Some(&over_east), &members, &payments(), NOW).expect_err("refused");
+    assert_eq!(denial.reason, DenialReason::Unreachable);
+    // What east may carry, the law still judges; and one that is out carries nothing.
+    world.rule(1, PAIR, DENY);
+    assert_eq!(outcome(&world, 0, &straight), Err(DenialReason::Rule));
+    let mut world = self::world();
+    world.rule(1, PAIR, ALLOW);
+    let east = world.members.get_mut(&cluster(0)).expect("east");
+    (east.relay, east.state) = (Relay::Members, MemberState::Blocked);
+    assert_eq!(outcome(&world, 1, &over_east), Err(DenialReason::WrongProof));
 }
 
 #[test]
