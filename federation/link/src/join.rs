@@ -293,7 +293,8 @@ async fn settle(
                 return Err(Refused::new("unavailable", "the issuer cannot admit now: try again with the same token"));
             }
             Err(AdmitError::Evicted) => {
-                let detail = "this cluster was evicted for good: set it up anew, with a new data_dir, and use a new token";
+                let detail =
+                    "this cluster was evicted for good: set it up anew, with a new data_dir, and use a new token";
                 return Err(Refused::new("evicted", detail));
             }
             Err(error @ (AdmitError::Conflict | AdmitError::NameTaken | AdmitError::DomainTaken)) => {

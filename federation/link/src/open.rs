@@ -229,12 +229,7 @@ fn own_bundle(shared: &Shared) -> TrustBundle {
     TrustBundle { trust_domain: candidate.trust_domain.clone(), sequence: 1, roots: vec![candidate.root.clone()] }
 }
 
-fn say(
-    shared: &Shared,
-    replica: &mut Replica,
-    audience: Audience,
-    body: Body,
-) -> Result<Authentic<Record>, LinkError> {
+fn say(shared: &Shared, replica: &mut Replica, audience: Audience, body: Body) -> Result<Authentic<Record>, LinkError> {
     let record = replicate::compose(shared, replica, audience, body, "start".into());
     let record = record.map_err(|error| LinkError::Record(error.to_string()))?;
     replica.on_local(record.clone()).map_err(|error| LinkError::Record(error.to_string()))?;

@@ -6,9 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use federation_identity::{Signer, record as signatures};
-use federation_model::{
-    Authentic, Body, ClusterId, FederationId, RECORD_BYTES_MAX, Record, ReplicationKey,
-};
+use federation_model::{Authentic, Body, ClusterId, FederationId, RECORD_BYTES_MAX, Record, ReplicationKey};
 use federation_store::{Change, Expect, Row, record_key};
 use proto::convert::{Envelope, decode_envelope, encode_envelope, encode_record_checked};
 

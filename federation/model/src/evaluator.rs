@@ -4,8 +4,8 @@
 //! Never: shares code with the authorizer; what both use is only the nouns.
 
 use crate::{
-    Accept, Action, Audience, Body, ClusterId, DenialReason, Intention, Label, Layer, MemberState, Members, Record, RecordId,
-    RuleState, ServiceId, SourcePattern, SpiffeId,
+    Accept, Action, Audience, Body, ClusterId, DenialReason, Intention, Label, Layer, MemberState, Members, Record,
+    RecordId, RuleState, ServiceId, SourcePattern, SpiffeId,
 };
 
 /// A rule that matches the pair, in the words of the specification.
@@ -49,8 +49,11 @@ pub fn decide(
             matching.push(Rule { id, replaces: &record.replaces, intention });
         }
     }
-    let valid: Vec<Rule<'_>> =
-        matching.iter().copied().filter(|rule| !(is_allow(rule) && (pair.is_out(&rule.id.writer) || pair.is_void(rule, &matching)))).collect();
+    let valid: Vec<Rule<'_>> = matching
+        .iter()
+        .copied()
+        .filter(|rule| !(is_allow(rule) && (pair.is_out(&rule.id.writer) || pair.is_void(rule, &matching))))
+        .collect();
     let entitled_deny = |layer| {
         let mut denies = valid.iter().filter(|rule| is_deny(rule) && rule.intention.key.layer == layer);
         denies.any(|rule| EVERY_CAPACITY.iter().any(|capacity| pair.counts(rule, *capacity, &matching)))

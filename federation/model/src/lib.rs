@@ -29,8 +29,8 @@ mod vector;
 pub use authorizer::{Authorizer, Decision, Standing};
 pub use bundle::{BundleError, Bundles, ROOT_BYTES_MAX, ROOTS_MAX, TrustBundle};
 pub use cluster::{
-    Accept, Approval, ClusterId, Digest, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX, Endpoint, FederationId, Member, MemberState,
-    Members, Relay, ReplicationKey, SealingKey,
+    Accept, Approval, ClusterId, Digest, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX, Endpoint, FederationId, Member,
+    MemberState, Members, Relay, ReplicationKey, SealingKey,
 };
 pub use denial::{Denial, DenialReason};
 pub use intention::{Action, Intention, IntentionKey, Layer, RuleState};

@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    Accept, AccountRef, Approval, ClusterId, ClusterName, Digest, Endpoint, FederationId, Head, Intention, IntentionKey,
-    NamespaceName, Relay, ReplicationKey, SealingKey, ServiceName, Timestamp, TrustBundle, TrustDomain,
+    Accept, AccountRef, Approval, ClusterId, ClusterName, Digest, Endpoint, FederationId, Head, Intention,
+    IntentionKey, NamespaceName, Relay, ReplicationKey, SealingKey, ServiceName, Timestamp, TrustBundle, TrustDomain,
 };
 
 /// Longest signed envelope in bytes.

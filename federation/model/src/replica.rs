@@ -452,7 +452,8 @@ impl Replica {
 
     /// The roll as this replica's records tell it.
     fn members(&self) -> crate::Members {
-        roll::call(self.own, self.federation, self.papers.iter().filter_map(|arrival| self.records.get(arrival))).members
+        roll::call(self.own, self.federation, self.papers.iter().filter_map(|arrival| self.records.get(arrival)))
+            .members
     }
 
     fn ask(&self, peer: ClusterId) -> Effect {

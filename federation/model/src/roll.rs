@@ -43,11 +43,9 @@ struct Papers<'a> {
 /// Whether the roll is read from such a record.
 pub(crate) fn is_paper(record: &Record) -> bool {
     match record.body {
-        Body::Founding(_)
-        | Body::Admission(_)
-        | Body::Terms(_)
-        | Body::Lawmaker { .. }
-        | Body::Eviction(_) => record.audience == Audience::Law,
+        Body::Founding(_) | Body::Admission(_) | Body::Terms(_) | Body::Lawmaker { .. } | Body::Eviction(_) => {
+            record.audience == Audience::Law
+        }
         Body::Stance { .. } => record.audience == Audience::Member(record.writer),
         _ => false,
     }
@@ -240,7 +238,8 @@ fn take_stances(roll: &mut Roll, own: ClusterId, stances: &[(RecordId, &Record, 
         member.state = match member.state {
             gone if gone.is_gone() => gone,
             MemberState::Suspended => {
-                let all = despite.is_some_and(|despite| member.evicted_by.iter().all(|signer| despite.contains(signer)));
+                let all =
+                    despite.is_some_and(|despite| member.evicted_by.iter().all(|signer| despite.contains(signer)));
                 if all { MemberState::Active } else { MemberState::Suspended }
             }
             _ if taken.get(&id) == Some(&Stance::Blocked) => MemberState::Blocked,

@@ -7,8 +7,8 @@ use std::{
 
 use crate::{
     ACCOUNTS_MAX, AccountRef, Admission, Audience, Authentic, Authorizer, Body, Bundles, ClusterId, ClusterName,
-    Digest, Export, FederationId, IntentionKey, Member, MemberState, Members, Record, RecordId, RecordKey, Service, ServiceCatalog,
-    ServiceId, ServiceRef, TrustBundle, TrustDomain,
+    Digest, Export, FederationId, IntentionKey, Member, MemberState, Members, Record, RecordId, RecordKey, Service,
+    ServiceCatalog, ServiceId, ServiceRef, TrustBundle, TrustDomain,
     roll::{self, Roll},
 };
 

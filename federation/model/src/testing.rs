@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    Accept, Action, Admission, Approval, Audience, Authentic, Body, Candidate, ClusterId, DestinationPattern, Digest, Export,
-    FederationId, Intention, IntentionKey, Label, Layer, Member, MemberState, MemberTerms, Members, Record, RecordId, Relay,
-    ReplicationKey, RuleState, SealingKey, ServiceId, SourcePattern, SpiffeId, Timestamp, TrustDomain,
+    Accept, Action, Admission, Approval, Audience, Authentic, Body, Candidate, ClusterId, DestinationPattern, Digest,
+    Export, FederationId, Intention, IntentionKey, Label, Layer, Member, MemberState, MemberTerms, Members, Record,
+    RecordId, Relay, ReplicationKey, RuleState, SealingKey, ServiceId, SourcePattern, SpiffeId, Timestamp, TrustDomain,
 };
 
 /// Names of the test clusters by number.

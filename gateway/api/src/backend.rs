@@ -3,8 +3,8 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use federation_model::{
-    Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Digest, Endpoint, Record, RecordId, Snapshot,
-    SpiffeId, Timestamp, TokenId, VerifiedPeer,
+    Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Digest, Endpoint, MemberState, Record, RecordId,
+    Snapshot, SpiffeId, Timestamp, TokenId, VerifiedPeer,
 };
 use tokio::sync::watch;
 
@@ -38,11 +38,15 @@ pub trait Links: Send + Sync + 'static {
     /// How every link is doing; one entry for each other member.
     fn statuses(&self) -> Vec<LinkState>;
 
-    /// Ends the link with a member, for this cluster alone.
-    fn remove(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>>;
+    /// Shuts a member out, for this cluster alone, until [`Links::approve`]. Returns once it is durable and a snapshot
+    /// with it is published. Whether anything changed.
+    fn block(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<bool, Refusal>>;
 
-    /// Takes the link with a removed member up again.
-    fn approve(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>>;
+    /// Lets a member in that was blocked, held or suspended, for this cluster alone. Whether anything changed.
+    fn approve(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<bool, Refusal>>;
+
+    /// Signs that a member is out. The API checked that this cluster makes law.
+    fn evict(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>>;
 
     /// Writes a record of this cluster. Returns once it is durable and a snapshot with it is published.
     fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>>;
@@ -110,8 +114,8 @@ pub enum LinkPhase {
     Connecting,
     /// For the other side to dial, since it names no endpoint.
     Waiting,
-    /// This cluster removed the link.
-    Blocked,
+    /// Held, blocked, suspended or gone: nobody dials.
+    Out(MemberState),
 }
 
 impl LinkPhase {
@@ -120,7 +124,7 @@ impl LinkPhase {
             Self::Up => "up",
             Self::Connecting => "connecting",
             Self::Waiting => "waiting",
-            Self::Blocked => "blocked",
+            Self::Out(state) => state.as_str(),
         }
     }
 }

@@ -37,9 +37,12 @@ impl Scope {
             | Body::Admission(_)
             | Body::Terms(_)
             | Body::Lawmaker { .. }
+            | Body::Eviction(_)
             | Body::Bundle(_)
             // Its scope cannot be read, so it may be ours.
             | Body::Unknown { .. } => true,
+            // Whom this cluster shut out or let in; what others decided for themselves is nothing to it.
+            Body::Stance { .. } => record.writer == self.own,
             // What is not told to this cluster never came here; what it told one other member is not for its workloads.
             Body::Service(_) | Body::ServiceGone { .. } => match record.audience {
                 Audience::Member(id) => id == self.own,

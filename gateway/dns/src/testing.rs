@@ -1,8 +1,8 @@
 //! A small federation for this room's tests: east (own) and west, with a few services.
 
 use federation_model::{
-    Accept, Authorizer, Bundles, ClusterId, Digest, FederationId, Member, Members, ReplicationKey, SealingKey, Service,
-    ServiceCatalog, ServiceId, ServiceRef, Snapshot, Timestamp,
+    Accept, Approval, Authorizer, Bundles, ClusterId, Digest, FederationId, Member, MemberState, Members, Relay,
+    ReplicationKey, SealingKey, Service, ServiceCatalog, ServiceId, ServiceRef, Snapshot, Timestamp,
 };
 
 use crate::Addresses;
@@ -22,7 +22,11 @@ fn member(number: u8, name: &str) -> Member {
         sponsor: cluster(1),
         admitted_at: Timestamp::ZERO,
         lawmaker: number == 1,
+        state: MemberState::Active,
+        evicted_by: Vec::new(),
         accept: Accept::Federation,
+        approval: Approval::Auto,
+        relay: Relay::Nobody,
         endpoints: Vec::new(),
     }
 }
@@ -54,6 +58,7 @@ pub(crate) fn snapshot() -> Snapshot {
         own: cluster(1),
         own_name: "east".parse().expect("a name"),
         own_trust_domain: "east.mesh.internal".parse().expect("a trust domain"),
+        own_state: MemberState::Active,
         federation: FederationId::from_digest(Digest([9; 32])),
         members,
         bundles: Bundles::default(),

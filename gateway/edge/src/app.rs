@@ -93,7 +93,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     };
     let candidate = signer.candidate();
     let own = candidate.id;
-    let terms = MemberTerms { accept: settings.accept, endpoints: advertise.clone() };
+    let terms = MemberTerms { accept: settings.accept, endpoints: advertise.clone(), ..MemberTerms::default() };
     let (link, mut incoming) = Link::open(federation_link::Options {
         store: Arc::clone(&store),
         signer: Arc::clone(&dyn_signer),

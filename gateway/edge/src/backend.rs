@@ -82,21 +82,20 @@ impl Links for Federation {
         self.0.statuses().into_iter().map(link_state).collect()
     }
 
-    fn remove(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>> {
-        Box::pin(async move { self.0.remove(member).await.map(|_changed| ()).map_err(internal) })
+    fn block(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<bool, Refusal>> {
+        Box::pin(async move { self.0.block(member, author).await.map_err(unwritten) })
     }
 
-    fn approve(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>> {
-        Box::pin(async move { self.0.approve(member).await.map(|_changed| ()).map_err(internal) })
+    fn approve(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<bool, Refusal>> {
+        Box::pin(async move { self.0.approve(member, author).await.map_err(unwritten) })
+    }
+
+    fn evict(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>> {
+        Box::pin(async move { self.0.evict(member, author).await.map_err(unwritten) })
     }
 
     fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>> {
-        Box::pin(async move {
-            self.0
-                .write(audience, body, author)
-                .await
-                .map_err(|error| Refusal::new(Kind::State, error.reason(), error.to_string()))
-        })
+        Box::pin(async move { self.0.write(audience, body, author).await.map_err(unwritten) })
     }
 
     fn probe(&self, member: ClusterId) -> BoxFuture<'_, Result<Probed, Refusal>> {
@@ -137,6 +136,10 @@ impl Federation {
     }
 }
 
+fn unwritten(error: federation_link::WriteError) -> Refusal {
+    Refusal::new(Kind::State, error.reason(), error.to_string())
+}
+
 fn internal(error: impl std::fmt::Display) -> Refusal {
     tracing::error!(%error, "request failed");
     Refusal::new(Kind::Internal, "internal", "the store refused; the gateway's log says why")
@@ -151,7 +154,7 @@ pub(crate) fn link_state(status: federation_link::LinkStatus) -> LinkState {
             // A session over which nothing comes is no link that is up.
             federation_link::LinkState::Degraded | federation_link::LinkState::Dialling => LinkPhase::Connecting,
             federation_link::LinkState::Waiting => LinkPhase::Waiting,
-            federation_link::LinkState::Removed => LinkPhase::Blocked,
+            federation_link::LinkState::Out(state) => LinkPhase::Out(state),
         },
         direction: status.direction.map(|direction| match direction {
             federation_link::Direction::Dialled => Direction::Dialled,

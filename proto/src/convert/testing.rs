@@ -2,9 +2,10 @@
 
 use federation_model::{
     ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Approval, Audience, Body, Candidate, ClusterId, DESPITE_MAX,
-    DestinationPattern, Digest, ENDPOINTS_MAX, EPOCHS_MAX, Eviction, Export, FederationId, Head, Intention, IntentionKey,
-    JoinToken, Label, Layer, MemberTerms, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId, Relay,
-    ReplicationKey, RuleState, SealingKey, SourcePattern, Stance, Timestamp, TokenId, TokenSecret, TrustBundle, Vector,
+    DestinationPattern, Digest, ENDPOINTS_MAX, EPOCHS_MAX, Eviction, Export, FederationId, Head, Intention,
+    IntentionKey, JoinToken, Label, Layer, MemberTerms, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId,
+    Relay, ReplicationKey, RuleState, SealingKey, SourcePattern, Stance, Timestamp, TokenId, TokenSecret, TrustBundle,
+    Vector,
 };
 use prost::Message;
 
@@ -130,7 +131,8 @@ fn samples() -> Vec<(&'static str, Record)> {
     };
     let eviction = Eviction {
         cluster: id(0xbb),
-        heads: [(1, Head { seq: 9, digest: Digest([0x33; 32]) }), (2, Head { seq: 1, digest: Digest([0x44; 32]) })].into(),
+        heads: [(1, Head { seq: 9, digest: Digest([0x33; 32]) }), (2, Head { seq: 1, digest: Digest([0x44; 32]) })]
+            .into(),
     };
     let private = |stance| {
         let mut record = record(Body::Stance { cluster: id(0xbb), stance });
@@ -393,12 +395,8 @@ fn a_rule_in_a_state_of_the_future_is_not_understood() {
 fn terms_of_the_future_count_as_the_narrower() {
     let terms = wire::Terms { accept: 7, approval: 7, relay: 7, endpoints: Vec::new() };
     let read = changed_sample("terms", |r| r.body = Some(wire::record::Body::Terms(terms))).expect("kept");
-    let narrower = MemberTerms {
-        accept: Accept::Own,
-        approval: Approval::Manual,
-        relay: Relay::Nobody,
-        endpoints: Vec::new(),
-    };
+    let narrower =
+        MemberTerms { accept: Accept::Own, approval: Approval::Manual, relay: Relay::Nobody, endpoints: Vec::new() };
     assert_eq!(read.body, Body::Terms(narrower));
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn write(
     match random.random_range(0..20) {
         0 => {
             let accept = if random.random_bool(0.3) { Accept::Own } else { Accept::Federation };
-            (Audience::Law, Body::Terms(MemberTerms { accept, endpoints: Vec::new() }))
+            (Audience::Law, Body::Terms(MemberTerms { accept, ..MemberTerms::default() }))
         }
         1 => {
             let trust_domain = candidate(number).trust_domain;

@@ -288,7 +288,7 @@ impl World {
     fn introduce(&mut self, number: usize) -> Result<()> {
         self.drain(number)?;
         let accept = if self.random.random_bool(0.3) { Accept::Own } else { Accept::Federation };
-        self.write(number, Audience::Law, Body::Terms(MemberTerms { accept, endpoints: Vec::new() }), true)?;
+        self.write(number, Audience::Law, Body::Terms(MemberTerms { accept, ..MemberTerms::default() }), true)?;
         self.drain(number)?;
         let trust_domain = candidate(number).trust_domain;
         let bundle = TrustBundle { trust_domain, sequence: 1, roots: vec![vec![number as u8]] };

@@ -10,8 +10,7 @@ use super::{
 };
 use crate::{
     Admission, Audience, Authentic, Body, ClusterId, EPOCHS_MAX, FederationId, LOGS_MAX, Record, RecordId,
-    replica::EPOCH_RECORDS_MAX,
-    roll,
+    replica::EPOCH_RECORDS_MAX, roll,
 };
 
 impl Replica {

@@ -95,7 +95,8 @@ impl Office {
         let mut signers: BTreeMap<ClusterId, BTreeSet<ClusterId>> = BTreeMap::new();
         for (cluster, notices) in &signed {
             for (id, notice) in notices {
-                let stands = !evicted.contains(&id.writer) && !left.contains(&id.writer) && !deposed.contains(&id.writer);
+                let stands =
+                    !evicted.contains(&id.writer) && !left.contains(&id.writer) && !deposed.contains(&id.writer);
                 if evicted.contains(cluster) || stands {
                     narrow(&mut limits, *cluster, &notice.heads);
                     signers.entry(*cluster).or_default().insert(id.writer);
@@ -122,8 +123,7 @@ fn made(founder: ClusterId, grants: &[Grant], limits: &BTreeMap<ClusterId, Heads
     let mut seen = BTreeSet::from([founder]);
     let mut last = BTreeSet::from([founder]);
     while !last.is_empty() {
-        let counts =
-            |grant: &&Grant| limits.get(&grant.by.writer).is_none_or(|heads| within(heads, &grant.by));
+        let counts = |grant: &&Grant| limits.get(&grant.by.writer).is_none_or(|heads| within(heads, &grant.by));
         let given = grants.iter().filter(|grant| last.contains(&grant.by.writer)).filter(counts);
         last = given.map(|grant| grant.cluster).filter(|cluster| seen.insert(*cluster)).collect();
         made.extend(&last);
@@ -157,7 +157,8 @@ fn deposed(
     ever: &BTreeSet<ClusterId>,
     laid_down: &BTreeMap<ClusterId, RecordId>,
 ) -> BTreeSet<ClusterId> {
-    let replaced: BTreeSet<RecordId> = papers.switches.iter().flat_map(|(_, record, ..)| own_replaced(record)).collect();
+    let replaced: BTreeSet<RecordId> =
+        papers.switches.iter().flat_map(|(_, record, ..)| own_replaced(record)).collect();
     let mut votes: BTreeMap<ClusterId, BTreeSet<ClusterId>> = BTreeMap::new();
     for (id, record, cluster, on) in &papers.switches {
         if !on && record.writer != *cluster && ever.contains(&record.writer) && !replaced.contains(id) {

@@ -86,7 +86,7 @@ impl Shared {
     /// Tries every link that is not blocked, several at once.
     async fn probes(&self, states: Vec<LinkState>) -> Vec<Check> {
         let mut waiting: Vec<LinkState> =
-            states.into_iter().filter(|state| state.phase != LinkPhase::Blocked).rev().collect();
+            states.into_iter().filter(|state| !matches!(state.phase, LinkPhase::Out(_))).rev().collect();
         let (mut tasks, mut checks) = (JoinSet::new(), Vec::new());
         loop {
             while tasks.len() < PROBES_MAX {

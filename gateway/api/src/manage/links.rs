@@ -80,7 +80,7 @@ impl Shared {
     pub(super) async fn remove_link(&self, cluster: &str, author: &str) -> Result<wire::RemoveLinkReply, Refusal> {
         let snapshot = self.ready()?;
         let member = naming::other(cluster, &snapshot)?;
-        self.links.remove(member.id).await?;
+        self.links.block(member.id, author.to_owned()).await?;
         tracing::info!(cluster = %member.name, %author, "link removed");
         Ok(wire::RemoveLinkReply { cluster: member.name.to_string() })
     }
@@ -92,7 +92,7 @@ impl Shared {
     ) -> Result<wire::ApproveClusterReply, Refusal> {
         let snapshot = self.ready()?;
         let member = naming::other(cluster, &snapshot)?;
-        self.links.approve(member.id).await?;
+        self.links.approve(member.id, author.to_owned()).await?;
         tracing::info!(cluster = %member.name, %author, "link approved");
         Ok(wire::ApproveClusterReply { cluster: member.name.to_string() })
     }
@@ -104,7 +104,7 @@ impl Shared {
             let state = match states.iter().find(|state| state.member == member.id).map(|state| state.phase) {
                 _ if member.id == snapshot.own => "own",
                 Some(LinkPhase::Up) => "up",
-                Some(LinkPhase::Blocked) => "blocked",
+                Some(LinkPhase::Out(state)) => state.as_str(),
                 _ => "down",
             };
             let bundle = snapshot.bundles.get(&member.trust_domain);

@@ -8,10 +8,10 @@ use std::{
 
 use federation_identity::{LiveSvid, LocalSigner, Signer, Svid, SvidKey, Verifier, now, sha256, tls};
 use federation_model::{
-    Accept, AccountRef, Action, Audience, Authorizer, Body, Bundles, ClusterId, ConnectionId, Denial, DenialReason,
-    DestinationPattern, FederationId, InstanceId, Intention, IntentionKey, Layer, Member, Members, Record, RecordId,
-    RuleState, Service, ServiceCatalog, ServiceId, ServiceRef, Snapshot, SourcePattern, Timestamp, TrustDomain,
-    VerifiedPeer,
+    Accept, AccountRef, Action, Approval, Audience, Authorizer, Body, Bundles, ClusterId, ConnectionId, Denial,
+    DenialReason, DestinationPattern, FederationId, InstanceId, Intention, IntentionKey, Layer, Member, MemberState,
+    Members, Record, RecordId, Relay, RuleState, Service, ServiceCatalog, ServiceId, ServiceRef, Snapshot,
+    SourcePattern, Timestamp, TrustDomain, VerifiedPeer,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -55,7 +55,11 @@ impl World {
                 sponsor: candidate.id,
                 admitted_at: now(),
                 lawmaker: name == "east",
+                state: MemberState::Active,
+                evicted_by: vec![],
                 accept: Accept::Federation,
+                approval: Approval::Auto,
+                relay: Relay::Nobody,
                 endpoints: vec![],
             });
             signers.insert(name, signer);
@@ -148,6 +152,7 @@ impl World {
             own: member.id,
             own_name: member.name.clone(),
             own_trust_domain: member.trust_domain.clone(),
+            own_state: MemberState::Active,
             federation: FederationId::from_digest(sha256(b"federation")),
             authorizer: Authorizer::compile(rules, &self.members).at(member.id, revision),
             members: self.members.clone(),

@@ -54,7 +54,7 @@ impl World {
         let mut envelopes = Vec::new();
         for _ in 0..self.random.random_range(1..3) {
             let accept = if self.random.random_bool(0.5) { Accept::Own } else { Accept::Federation };
-            let body = Body::Terms(MemberTerms { accept, endpoints: Vec::new() });
+            let body = Body::Terms(MemberTerms { accept, ..MemberTerms::default() });
             let record = self.sign(id, Audience::Law, position, body, Vec::new());
             position = Position { seq: position.seq + 1, previous: record.digest(), ..position };
             envelopes.push(record.raw().clone());

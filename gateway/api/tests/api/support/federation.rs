@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use federation_identity::{LiveSvid, LocalSigner, Signer, Svid, SvidKey, now, record};
 use federation_model::{
-    Admission, Audience, Authentic, Body, ClusterId, Digest, FederationId, Intention, Position, Record, RecordId,
-    RecordKey, Replica, Snapshot, SpiffeId, fold,
+    Admission, Audience, Authentic, Body, ClusterId, Digest, Eviction, FederationId, Position, Record, RecordId,
+    Replica, Snapshot, SpiffeId, fold,
 };
 use proto::convert::{decode_envelope, encode_envelope, encode_record};
 
@@ -115,7 +115,9 @@ impl Federation {
     pub(crate) fn write(&mut self, audience: Audience, body: Body, author: &str) -> RecordId {
         let at = self.replica.next_position(audience);
         let replaces = match &body {
-            Body::Intention(Intention { key, .. }) => self.replica.replaceable(&RecordKey::Intention(key.clone())),
+            Body::Intention(_) | Body::Stance { .. } | Body::Lawmaker { .. } => {
+                self.replica.replaceable(&body.key(self.own.id, audience, Digest::ZERO))
+            }
             _ => Vec::new(),
         };
         let record = Record {
@@ -134,6 +136,18 @@ impl Federation {
         let id = record.id();
         self.replica.on_local(record).expect("own record");
         id
+    }
+
+    /// Signs that a member is out, naming the heads of its public log as they are.
+    pub(crate) fn evict(&mut self, cluster: ClusterId, author: &str) -> RecordId {
+        let heads = self.replica.heads(cluster, Audience::Law);
+        self.write(Audience::Law, Body::Eviction(Eviction { cluster, heads }), author)
+    }
+
+    /// Takes another cluster's word that a member is out.
+    pub(crate) fn hear_eviction(&mut self, from: &mut Cluster, cluster: ClusterId) -> RecordId {
+        let heads = self.replica.heads(cluster, Audience::Law);
+        self.hear(from, Audience::Law, Body::Eviction(Eviction { cluster, heads }))
     }
 
     /// Takes a record that another cluster writes.

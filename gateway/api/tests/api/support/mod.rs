@@ -10,8 +10,8 @@ use std::{
 
 use federation_identity::{LiveSvid, Svid, SvidKey, Verifier, tls};
 use federation_model::{
-    AccountRef, Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Record, RecordId, Snapshot, SpiffeId,
-    TokenId, VerifiedPeer,
+    AccountRef, Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, MemberState, Record, RecordId,
+    Snapshot, SpiffeId, Stance, TokenId, VerifiedPeer,
 };
 use federation_store::{Change, Damage, Key, Kind as Rows, Revision, Row, Store, StoreError};
 use gateway_api::{
@@ -101,11 +101,15 @@ impl FakeLinks {
 }
 
 impl FakeLinks {
-    fn set_phase(&self, member: ClusterId, phase: LinkPhase) -> BoxFuture<'_, Result<(), Refusal>> {
-        for state in self.states.lock().expect("lock").iter_mut().filter(|state| state.member == member) {
-            state.phase = phase;
-        }
-        Box::pin(async { Ok(()) })
+    /// How a member stands here, by the fold.
+    fn standing(&self, member: ClusterId) -> MemberState {
+        self.current().members.get(&member).expect("a member").state
+    }
+
+    fn decide(&self, cluster: ClusterId, stance: Stance, author: &str) {
+        let own = self.federation().own.id;
+        self.federation().write(Audience::Member(own), Body::Stance { cluster, stance }, author);
+        self.publish();
     }
 }
 
@@ -146,15 +150,38 @@ impl Links for FakeLinks {
     }
 
     fn statuses(&self) -> Vec<LinkState> {
-        self.states.lock().expect("lock").clone()
+        let mut states = self.states.lock().expect("lock").clone();
+        let snapshot = self.current();
+        for state in &mut states {
+            let standing = snapshot.members.get(&state.member).map(|member| member.state);
+            if let Some(standing) = standing.filter(|standing| !standing.is_active()) {
+                state.phase = LinkPhase::Out(standing);
+            }
+        }
+        states
     }
 
-    fn remove(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>> {
-        self.set_phase(member, LinkPhase::Blocked)
+    fn block(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<bool, Refusal>> {
+        let changes = self.standing(member) != MemberState::Blocked;
+        if changes {
+            self.decide(member, Stance::Blocked, &author);
+        }
+        Box::pin(async move { Ok(changes) })
     }
 
-    fn approve(&self, member: ClusterId) -> BoxFuture<'_, Result<(), Refusal>> {
-        self.set_phase(member, LinkPhase::Up)
+    fn approve(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<bool, Refusal>> {
+        let held = self.current().members.get(&member).cloned().expect("a member");
+        let changes = !held.state.is_active() && !held.state.is_gone();
+        if changes {
+            self.decide(member, Stance::Approved { despite: held.evicted_by.into_iter().collect() }, &author);
+        }
+        Box::pin(async move { Ok(changes) })
+    }
+
+    fn evict(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>> {
+        let id = self.federation().evict(member, &author);
+        self.publish();
+        Box::pin(async move { Ok(id) })
     }
 
     fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>> {
