@@ -56,6 +56,8 @@ pub struct Tunnel {
     receive: quinn::RecvStream,
     finished: bool,
     _counted: Counted,
+    /// Dropped with the tunnel.
+    _attached: Option<Box<dyn Send>>,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -68,7 +70,14 @@ impl Tunnel {
     /// A tunnel over a stream whose first frame has passed already.
     pub(crate) fn new(session: &Session, send: quinn::SendStream, receive: quinn::RecvStream) -> Self {
         let counted = Counted::new(&session.tunnels);
-        Self { member: session.member, peer: session.peer(), send, receive, finished: false, _counted: counted }
+        Self { member: session.member, peer: session.peer(), send, receive, finished: false, _counted: counted, _attached: None }
+    }
+
+    /// The tunnel with something that lives as long as it does.
+    #[must_use]
+    pub fn with(mut self, attached: impl Send + 'static) -> Self {
+        self._attached = Some(Box::new(attached));
+        self
     }
 
     /// Refuses a tunnel that cannot be taken now.

@@ -24,6 +24,7 @@ use crate::{
     dial::EdgeDial,
     keys,
     page::Page,
+    relays::Relays,
     svid,
 };
 
@@ -110,14 +111,22 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
 
     // The proxy.
     let registry = Registry::new();
-    let dial = EdgeDial { own, link: link.clone(), registry: registry.clone(), turn: AtomicUsize::new(0) };
+    let relays = Relays::default();
+    let dial = EdgeDial {
+        own,
+        own_domain: settings.trust_domain.clone(),
+        link: link.clone(),
+        registry: registry.clone(),
+        relays: relays.clone(),
+        turn: AtomicUsize::new(0),
+    };
     let proxy = Proxy::new(gateway_proxy::Inputs {
         snapshot: link.snapshot(),
         verifier: verifier.clone(),
         svid: live.clone(),
         dial: Arc::new(dial),
         audit: Arc::new(NoAudit),
-        control: Arc::new(Back { link: link.clone(), registry: registry.clone() }),
+        control: Arc::new(Back { link: link.clone(), registry: registry.clone(), relays: relays.clone() }),
         instance: token::instance_id(),
         limits: gateway_proxy::Limits::default(),
     });
@@ -224,7 +233,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         let proxy = proxy.clone();
         async move {
             while let Some(event) = incoming.events.recv().await {
-                handle(&proxy, event);
+                handle(&proxy, &relays, event);
             }
         }
     });
@@ -285,12 +294,14 @@ fn make_private(folder: &Path) -> Result<()> {
 }
 
 /// What another member's edge tells of connections.
-fn handle(proxy: &Proxy, event: Event) {
+fn handle(proxy: &Proxy, relays: &Relays, event: Event) {
     match event {
         Event::Denied { member, connection, reason, detail } => {
             // A word that this version does not know still means refused.
             let reason = DenialReason::from_word(&reason).unwrap_or(DenialReason::Unreachable);
-            proxy.denied(connection, Some(member), reason, &detail);
+            // A relay tells what the member behind it told; it alone knows the connection's id.
+            let way = relays.way(&connection).filter(|way| way.relay == member);
+            proxy.denied(connection, Some(way.map_or(member, |way| way.to)), reason, &detail);
         }
         Event::Extend { member, connection, header, .. } => {
             if let Err(denial) = proxy.extend(connection, &header, Some(member)) {
@@ -306,6 +317,7 @@ fn handle(proxy: &Proxy, event: Event) {
 struct Back {
     link: Link,
     registry: Registry,
+    relays: Relays,
 }
 
 impl Control for Back {
@@ -323,6 +335,7 @@ impl Control for Back {
     }
 
     fn extend(&self, connection: ConnectionId, service: &Service, header: Vec<u8>) {
-        self.link.notify_extend(service.id.cluster, connection, header);
+        let next = self.relays.way(&connection).map_or(service.id.cluster, |way| way.relay);
+        self.link.notify_extend(next, connection, header);
     }
 }

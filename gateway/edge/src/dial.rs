@@ -3,16 +3,20 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use federation_link::Link;
-use federation_model::{ClusterId, Denial, DenialReason};
+use federation_model::{ClusterId, Denial, DenialReason, TrustDomain};
 use gateway_api::Registry;
 use gateway_proxy::{BoxFuture, BoxStream, Dial, Leave, Route};
 use tokio::net::TcpStream;
 
+use crate::relays::Relays;
+
 /// The edge's knowledge of addresses: its own sidecars, and the sessions that stand.
 pub(crate) struct EdgeDial {
     pub(crate) own: ClusterId,
+    pub(crate) own_domain: TrustDomain,
     pub(crate) link: Link,
     pub(crate) registry: Registry,
+    pub(crate) relays: Relays,
     /// Spreads connections over the instances of a service.
     pub(crate) turn: AtomicUsize,
 }
@@ -23,8 +27,14 @@ impl Dial for EdgeDial {
             let denial = |reason| Denial::without_rule(reason, Some(leave.source()), &route.service.name);
             let id = &route.service.id;
             if id.cluster != self.own {
-                return match self.link.open_tunnel(id.cluster).await {
-                    Ok(tunnel) => Ok(gateway_proxy::boxed(tunnel)),
+                // What already came over a session goes straight on: one relay is enough.
+                let relaying = leave.source().trust_domain() != &self.own_domain;
+                let opened = match relaying {
+                    true => self.link.open_tunnel(id.cluster).await,
+                    false => self.link.open_tunnel_toward(id.cluster).await,
+                };
+                return match opened {
+                    Ok(tunnel) => Ok(gateway_proxy::boxed(self.relays.note(route.connection, id.cluster, tunnel))),
                     Err(error) => {
                         tracing::warn!(service = %route.service.name, %error, "no tunnel");
                         Err(denial(DenialReason::Unreachable))

@@ -9,6 +9,7 @@ pub mod config;
 mod dial;
 mod keys;
 mod page;
+mod relays;
 mod svid;
 
 pub use app::run;
