@@ -8,41 +8,46 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use federation_identity::{LiveSvid, Signer, Verifier, tls, token};
+use federation_identity::{LiveSvid, Signer, Verifier, seal::Kek, tls, token};
 use federation_link::{Event, Link};
 use federation_model::{ConnectionId, DenialReason, Endpoint, MemberTerms, Service};
 use federation_store::Store;
 use gateway_admin::{Readiness, shutdown, telemetry};
 use gateway_api::{Access, Api, Registry};
 use gateway_proxy::{Control, NoAudit, Proxy, Told};
+use nix::unistd::Pid;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::{Federation, Passages, Program},
     config::{Settings, StoreKind},
+    confine,
     dial::EdgeDial,
     keys,
     page::Page,
     relays::Relays,
-    svid,
+    signer, svid,
 };
 
 /// How long everything may take to end after SIGTERM.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Where sidecars come unless the configuration says otherwise: this host only.
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
-/// Runs an edge with its control plane until it is told to end.
+/// Runs an edge with its control plane until it is told to end or `parent`, its gateway, is gone.
 ///
 /// # Errors
 /// The configuration is wrong, an address is taken, the store is another cluster's or cannot be trusted.
-pub async fn run(config: &Path, check: bool) -> Result<()> {
+pub fn run(config: &Path, parent: u32) -> Result<()> {
+    confine::end_with(Pid::from_raw(parent.try_into()?))?;
+    confine::edge()?;
+    // After the filter, so that each of its threads has it.
+    tokio::runtime::Runtime::new()?.block_on(edge(config))
+}
+
+async fn edge(config: &Path) -> Result<()> {
     let settings = Settings::load(config)?;
-    if check {
-        println!("{}: a gateway's configuration, all understood", config.display());
-        return Ok(());
-    }
     let log = telemetry::init(settings.log.format.parse()?, &settings.log.level)?;
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<()> = JoinSet::new();
@@ -68,23 +73,22 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     };
 
     // Identity, from the store or made anew.
-    let is_new = !settings.data_dir.join("store").exists();
-    let kek = Arc::new(keys::kek(&settings.kek_file, is_new)?);
+    let remote = Arc::new(signer::remote(&settings)?);
+    let derived = remote.start().context("the signer")?;
     let store: Arc<dyn Store> = match settings.store {
         StoreKind::Memory => federation_store::memory(),
         StoreKind::Sled => {
             let path = settings.data_dir.join("store");
-            federation_store::open_sled(&path, *kek.derive("hanse-store-mac-v1"))
+            federation_store::open_sled(&path, *derived.store_mac)
                 .await
                 .with_context(|| format!("store {}", path.display()))?
         }
     };
-    make_private(&settings.data_dir)?;
-    let signer = Arc::new(keys::load_or_make(&store, &settings, &kek).await?);
-    let dyn_signer: Arc<dyn Signer> = Arc::clone(&signer) as _;
+    let authority = keys::load_or_make(&store, &settings, &remote).await?;
+    let signer: Arc<dyn Signer> = Arc::clone(&remote) as _;
     let live = LiveSvid::new();
     let edge_id = settings.trust_domain.edge(&settings.cluster);
-    svid::issue(dyn_signer.as_ref(), &edge_id, settings.svid_ttl, &live)?;
+    svid::issue(signer.as_ref(), &edge_id, settings.svid_ttl, &live)?;
     let verifier = Verifier::new();
 
     // The federation.
@@ -92,12 +96,12 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         (Some(address), true) => vec![address.to_string().parse::<Endpoint>().map_err(anyhow::Error::msg)?],
         _ => settings.advertise.clone(),
     };
-    let candidate = signer.candidate();
+    let candidate = authority.candidate();
     let own = candidate.id;
     let terms = MemberTerms { accept: settings.accept, endpoints: advertise.clone(), ..MemberTerms::default() };
     let (link, mut incoming) = Link::open(federation_link::Options {
         store: Arc::clone(&store),
-        signer: Arc::clone(&dyn_signer),
+        signer: Arc::clone(&signer),
         candidate,
         live_svid: live.clone(),
         verifier: verifier.clone(),
@@ -105,7 +109,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         advertise,
         terms,
         limits: federation_link::Limits::default(),
-        seal: Arc::clone(&kek),
+        seal: Arc::new(Kek::from_bytes(*derived.token_seal)),
     })
     .await?;
 
@@ -155,7 +159,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         cluster: settings.cluster.clone(),
         cluster_id: own,
         trust_domain: settings.trust_domain.clone(),
-        pin: signer.root_pin(),
+        pin: authority.root_pin(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         mesh_endpoint: told(&settings.mesh.advertise, &mesh)?,
         discovery_endpoint: told(&settings.discovery.advertise, &discovery)?,
@@ -168,7 +172,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         config: config.to_owned(),
         settings,
         log,
-        signer: Arc::clone(&signer),
+        authority,
         live: live.clone(),
         store: Arc::clone(&store),
         reloaded,
@@ -179,7 +183,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         links: Arc::new(Federation(link.clone())),
         connections: Arc::new(Passages(proxy.clone())),
         system: Arc::clone(&system),
-        signer: Arc::clone(&dyn_signer),
+        signer: Arc::clone(&signer),
         store,
         registry,
     };
@@ -211,7 +215,8 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     });
 
     // What runs on its own.
-    tasks.spawn(svid::keep(dyn_signer, edge_id, ttl, live, stop.clone()));
+    tasks.spawn(signer::watch(remote, readiness, stop.clone()));
+    tasks.spawn(svid::keep(signer, edge_id, ttl, live, stop.clone()));
     tasks.spawn({
         let proxy = proxy.clone();
         gateway_proxy::listen(mesh, stop.clone(), move |stream| {
@@ -281,16 +286,6 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
 
 async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}: is the port taken?"))
-}
-
-/// Makes the data folder closed to others.
-fn make_private(folder: &Path) -> Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    if !folder.exists() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("data_dir {}", folder.display()))
 }
 
 /// What another member's edge tells of connections.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use federation_identity::{LiveSvid, LocalSigner, sha256};
+use federation_identity::{Authority, LiveSvid, sha256};
 use federation_link::Link;
 use federation_model::{
     Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Record, RecordId, Snapshot, VerifiedPeer,
@@ -197,7 +197,7 @@ pub(crate) struct Program {
     pub(crate) config: PathBuf,
     pub(crate) settings: Settings,
     pub(crate) log: LogControl,
-    pub(crate) signer: Arc<LocalSigner>,
+    pub(crate) authority: Authority,
     pub(crate) live: LiveSvid,
     pub(crate) store: Arc<dyn Store>,
     /// What a reload changed, for whoever acts on it.
@@ -235,7 +235,7 @@ impl System for Program {
     }
 
     fn certificates(&self) -> Vec<Certificate> {
-        let authority = self.signer.certificates().into_iter().map(|certificate| Certificate {
+        let authority = self.authority.certificates().clone().into_iter().map(|certificate| Certificate {
             kind: certificate.kind,
             spiffe_id: certificate.spiffe_id,
             serial: certificate.serial,

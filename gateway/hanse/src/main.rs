@@ -21,6 +21,12 @@ enum Program {
     Gateway(Run),
     /// Run the sidecar of a workload.
     Sidecar(Run),
+    /// The part of a gateway that serves; `gateway` starts it.
+    #[command(hide = true)]
+    Edge(Part),
+    /// The part of a gateway that holds the cluster's keys; `gateway` starts it.
+    #[command(hide = true)]
+    Signer(Part),
     /// Start clusters as real processes on loopback and show what they do.
     Demo(gateway_demo::Demo),
     #[command(flatten)]
@@ -37,27 +43,37 @@ struct Run {
     check_config: bool,
 }
 
+#[derive(clap::Args)]
+struct Part {
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Process id of the gateway that starts it.
+    #[arg(long, value_name = "PID")]
+    parent: u32,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // The one provider of cryptography, for every library that asks for the process's default.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error.into()),
-    };
-    let outcome = runtime.block_on(async {
-        match arguments.program {
-            Program::Gateway(run) => gateway_edge::run(&run.config, run.check_config).await.map(|()| ExitCode::SUCCESS),
-            Program::Sidecar(run) => {
-                gateway_sidecar::run(&run.config, run.check_config).await.map(|()| ExitCode::SUCCESS)
-            }
-            Program::Demo(demo) => gateway_demo::run(demo).await,
-            Program::Operator(verb) => {
-                Ok(ExitCode::from(gateway_cli::run_as(verb, arguments.globals, Arguments::command()).await))
-            }
+    let outcome = match arguments.program {
+        // Confined while they have one thread, so they come without a runtime.
+        Program::Edge(part) => gateway_edge::run_edge(&part.config, part.parent).map(|()| ExitCode::SUCCESS),
+        Program::Signer(part) => gateway_edge::run_signer(&part.config, part.parent).map(|()| ExitCode::SUCCESS),
+        Program::Gateway(run) => on_runtime(gateway_edge::run(&run.config, run.check_config)),
+        Program::Sidecar(run) => {
+            on_runtime(async { gateway_sidecar::run(&run.config, run.check_config).await.map(|()| ExitCode::SUCCESS) })
         }
-    });
+        Program::Demo(demo) => on_runtime(gateway_demo::run(demo)),
+        Program::Operator(verb) => on_runtime(async {
+            Ok(ExitCode::from(gateway_cli::run_as(verb, arguments.globals, Arguments::command()).await))
+        }),
+    };
     outcome.unwrap_or_else(|error| failed(&error))
+}
+
+fn on_runtime(program: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Runtime::new()?.block_on(program)
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {

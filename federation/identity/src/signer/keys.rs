@@ -45,8 +45,7 @@ pub(super) fn seal(kek: &Kek, keys: &AuthorityKeys) -> Result<Vec<u8>, SealError
         sealing_key: keys.sealing_key.to_vec(),
     };
     let bytes = Zeroizing::new(clear.encode_to_vec());
-    for secret in
-        [&mut clear.root_key, &mut clear.intermediate_key, &mut clear.replication_key, &mut clear.sealing_key]
+    for secret in [&mut clear.root_key, &mut clear.intermediate_key, &mut clear.replication_key, &mut clear.sealing_key]
     {
         secret.zeroize();
     }

@@ -57,7 +57,9 @@ impl Server {
             };
             let reply = match buffer.get(..length) {
                 Some(request) => self.answer(request, monotonic()),
-                None => Answer::refused(Why::Unreadable, format!("a request of {length} bytes is too long")).into_reply(0),
+                None => {
+                    Answer::refused(Why::Unreadable, format!("a request of {length} bytes is too long")).into_reply(0)
+                }
             };
             match send(channel.as_raw_fd(), &reply, MsgFlags::MSG_NOSIGNAL) {
                 // Who asked may be gone; the next one may ask over the same socket.

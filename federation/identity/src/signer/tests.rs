@@ -25,7 +25,8 @@ fn west() -> Server {
 }
 
 fn remote(end: OwnedFd) -> RemoteSigner {
-    RemoteSigner::new(end, "west.mesh.internal".parse().expect("domain"), "west".parse().expect("name")).expect("remote")
+    RemoteSigner::new(end, "west.mesh.internal".parse().expect("domain"), "west".parse().expect("name"))
+        .expect("remote")
 }
 
 /// Serves the end until everybody else has closed the other.

@@ -75,7 +75,8 @@ fn refuses_what_its_writer_did_not_sign() {
     envelopes.push(thief.write(federation, 1, Body::Terms(MemberTerms::default())));
     // West's words under the thief's signature.
     let stolen = decode_envelope(&west.write(federation, 2, Body::Terms(MemberTerms::default()))).expect("an envelope");
-    envelopes.push(encode_envelope(&stolen.record_bytes, &thief.signer.sign_record(&stolen.record_bytes).expect("signed")));
+    envelopes
+        .push(encode_envelope(&stolen.record_bytes, &thief.signer.sign_record(&stolen.record_bytes).expect("signed")));
     // A bit flipped in the signed part.
     let mut flipped = envelopes.last().expect("one").clone();
     if let Some(byte) = flipped.get_mut(40) {
