@@ -21,7 +21,7 @@ pub use app::{Conversation, EchoApp, Refused, dial};
 pub use cli::Answer;
 pub use cluster::{Cluster, Plan, link};
 pub use network::Network;
-pub use process::{Process, hanse};
+pub use process::{Process, hanse, runs};
 pub use workload::{Serving, Workload};
 
 /// How long a change may take to be in force everywhere, on a machine that is busy with other things.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -15,6 +15,8 @@ use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
 };
+
+use crate::sockets::children;
 
 /// How long a process may take to end after SIGTERM before it is killed.
 const TERM_WAIT: Duration = Duration::from_secs(10);
@@ -69,9 +71,17 @@ impl Process {
         }
     }
 
-    /// Kills it without warning, as a crash would.
+    /// Kills it without warning, as a crash would, and waits until the processes that it started are gone too: nobody
+    /// ends them but the kernel.
     pub(crate) async fn crash(&mut self) -> Result<()> {
-        self.child.kill().await.with_context(|| format!("killing {}", self.name))
+        let started = self.child.id().map(children).transpose()?.unwrap_or_default();
+        self.child.kill().await.with_context(|| format!("killing {}", self.name))?;
+        until(&format!("what {} started is gone", self.name), TERM_WAIT, || async {
+            let left: Vec<_> = started.iter().filter(|pid| runs(**pid)).collect();
+            ensure!(left.is_empty(), "processes are left: {left:?}");
+            Ok(())
+        })
+        .await
     }
 
     /// Asks it to end and waits; an error if it had to be killed.
@@ -89,6 +99,12 @@ impl Process {
             }
         }
     }
+}
+
+/// Whether a process is there and not only waiting to be noticed by whoever started it.
+pub(crate) fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, fields)| !fields.starts_with(['Z', 'X']))
 }
 
 /// Waits until `probe` gives a value, at most `limit`; the last error says what was missing.

@@ -14,8 +14,46 @@ pub(crate) enum Bound {
     Udp(SocketAddr),
 }
 
+/// Every socket that process `pid` and those that it started have bound.
+///
+/// # Errors
+/// One of them does not let its descriptors be read, and is not a signer, which nobody else may look into.
+pub(crate) fn bound_by_all(pid: u32) -> Result<BTreeSet<Bound>> {
+    let mut found = bound(pid)?;
+    for child in children(pid)? {
+        match bound(child) {
+            Ok(more) => found.extend(more),
+            Err(_) if verb(child).as_deref() == Some("signer") => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// The processes that `pid` started and that still run.
+pub(crate) fn children(pid: u32) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(child) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // It may end while we look. Its name, in brackets, may hold anything: state and parent come after the last.
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{child}/stat")) else { continue };
+        let fields = stat.rsplit_once(") ").map(|(_, fields)| fields.split(' '));
+        if fields.and_then(|mut fields| fields.nth(1)?.parse().ok()) == Some(pid) {
+            found.push(child);
+        }
+    }
+    Ok(found)
+}
+
+/// First argument of a process.
+fn verb(pid: u32) -> Option<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let argument = line.split(|byte| *byte == 0).nth(1)?;
+    Some(String::from_utf8_lossy(argument).into_owned())
+}
+
 /// Every socket that process `pid` has bound.
-pub(crate) fn bound(pid: u32) -> Result<BTreeSet<Bound>> {
+fn bound(pid: u32) -> Result<BTreeSet<Bound>> {
     let mut inodes = BTreeSet::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).context("the gateway's file descriptors")? {
         // A descriptor may close while we look.

@@ -13,7 +13,7 @@ use crate::{
     browse::{self, Live, Refused},
     child::until,
     claims::{Claim, Teller},
-    sockets::{Bound, bound},
+    sockets::{Bound, bound_by_all},
     world::{SVID_TTL, Workload, World},
 };
 
@@ -328,7 +328,7 @@ impl Story {
     async fn outbound_only(&mut self) -> Result<String> {
         let pid = self.world.cluster("onprem")?.pid()?;
         let mut dialled = 0;
-        for socket in bound(pid)? {
+        for socket in bound_by_all(pid)? {
             // TCP listeners of the edge may answer their own protocols; a federation handshake must complete on none,
             // and on UDP nothing may even answer.
             let answer = match socket {
@@ -345,7 +345,7 @@ impl Story {
         // The same probe must find a federation listener where there is one.
         let west = self.world.cluster("west")?.pid()?;
         let mut found = false;
-        for socket in bound(west)? {
+        for socket in bound_by_all(west)? {
             if let Bound::Udp(address) = socket {
                 found |= probe::quic(address, PROBE).await? != Answer::Silent;
             }
@@ -496,12 +496,12 @@ impl Story {
     /// Ends everything and looks whether anything is left.
     async fn exit(&mut self) {
         let start = Instant::now();
-        let mut pids = self.world.pids();
+        let pids = self.world.pids();
         // One that nobody ends, so that the look below has something to find.
         let stray = if self.broken("clean-exit") { self.world.stray().ok() } else { None };
-        pids.extend(stray.as_ref().and_then(|process| process.pid()));
         let outcome = self.world.end().await;
-        let outcome = outcome.and_then(|()| {
+        let outcome = outcome.and(pids).and_then(|mut pids| {
+            pids.extend(stray.as_ref().and_then(|process| process.pid()));
             let runs = |pid: &&u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
             let left: Vec<_> = pids.iter().filter(runs).collect();
             ensure!(left.is_empty(), "processes are left: {left:?}");

@@ -11,7 +11,10 @@ use anyhow::{Context, Result, bail};
 use gateway_cli::Client;
 use tokio::task::JoinSet;
 
-use crate::child::{Process, until};
+use crate::{
+    child::{Process, until},
+    sockets::children,
+};
 
 /// Life of every SVID in the demo: short, so that renewal and expiry happen while one watches.
 pub(crate) const SVID_TTL: Duration = Duration::from_secs(6);
@@ -166,11 +169,15 @@ impl World {
         Process::start("a stray", &["demo", "--serve-http", &listen], &self.folder.path().join("stray.log"))
     }
 
-    /// Every process id that runs now.
-    pub(crate) fn pids(&self) -> Vec<u32> {
+    /// Every process id that runs now, the parts of gateways included.
+    pub(crate) fn pids(&self) -> Result<Vec<u32>> {
         let gateways = self.clusters.values().map(|cluster| &cluster.gateway);
         let workloads = self.workloads.values().flat_map(|running| running.app.iter().chain([&running.sidecar]));
-        gateways.chain(workloads).filter_map(Process::pid).collect()
+        let mut pids: Vec<u32> = gateways.chain(workloads).filter_map(Process::pid).collect();
+        for pid in pids.clone() {
+            pids.extend(children(pid)?);
+        }
+        Ok(pids)
     }
 
     /// Ends one gateway for good.

@@ -2,8 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use federation_identity::{Authority, LiveSvid, sha256};
-use federation_link::Link;
+use federation_identity::{Authority, LiveSvid, SignerError, sha256};
+use federation_link::{Link, WriteError};
 use federation_model::{
     Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Record, RecordId, Snapshot, VerifiedPeer,
 };
@@ -136,8 +136,13 @@ impl Federation {
     }
 }
 
-fn unwritten(error: federation_link::WriteError) -> Refusal {
-    Refusal::new(Kind::State, error.reason(), error.to_string())
+fn unwritten(error: WriteError) -> Refusal {
+    let kind = match &error {
+        WriteError::Signer(SignerError::Busy { .. }) => Kind::Exhausted,
+        WriteError::Signer(_) => Kind::NotReady,
+        _ => Kind::State,
+    };
+    Refusal::new(kind, error.reason(), error.to_string())
 }
 
 fn internal(error: impl std::fmt::Display) -> Refusal {

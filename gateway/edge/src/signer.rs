@@ -15,7 +15,7 @@ use federation_identity::{
     signer::{ANSWER_LIMIT, Server},
     token,
 };
-use gateway_admin::{Readiness, telemetry};
+use gateway_admin::{Blocker, Readiness, telemetry};
 use nix::unistd::Pid;
 use tokio_util::sync::CancellationToken;
 
@@ -60,14 +60,14 @@ pub(crate) fn remote(settings: &Settings) -> Result<RemoteSigner> {
 
 /// Keeps `readiness` blocked while the signer does not answer, until `stop`. What was signed before serves on.
 pub(crate) async fn watch(signer: Arc<RemoteSigner>, readiness: Readiness, stop: CancellationToken) {
-    let mut blocked = None;
+    let mut blocked: Option<Blocker> = None;
     loop {
         let asked = Arc::clone(&signer);
         let answer = tokio::task::spawn_blocking(move || asked.ping()).await;
         match (answer, blocked.take()) {
             (Ok(Ok(())), None) => {}
             (Ok(Ok(())), Some(blocker)) => {
-                gateway_admin::Blocker::done(blocker);
+                blocker.done();
                 tracing::info!("the signer answers again");
             }
             (_, Some(blocker)) => blocked = Some(blocker),

@@ -36,13 +36,13 @@ use tokio::{
 use crate::{app::DRAIN_LIMIT, config::Settings, confine};
 
 /// How many times in a row an edge may die within [`SETTLED`] of its start.
-const DEATHS_MAX: u32 = 5;
+const DEATHS_MAX: u32 = 20;
 /// A part that lived this long was up.
 const SETTLED: Duration = Duration::from_secs(10);
 /// Wait before a part is started again for the second time in a row; doubled each time, up to [`PAUSE_MAX`]. The first
 /// time there is none.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long the parts of a gateway that was killed may take to be gone.
 const PREDECESSORS_LIMIT: Duration = Duration::from_secs(3);
 /// How long an edge may take to end beyond what it gives itself.
@@ -160,12 +160,8 @@ impl Part {
         let status = child.wait().await?;
         self.child = None;
         self.deaths = if self.at.elapsed() < SETTLED { self.deaths + 1 } else { 1 };
-        let pause = match self.deaths {
-            1 => Duration::ZERO,
-            deaths => PAUSE_MAX.min(PAUSE_MIN * 2_u32.saturating_pow(deaths - 2)),
-        };
-        self.at = Instant::now() + pause;
-        tracing::error!(part = self.verb, %status, ?pause, "a part of the gateway died; it is started again");
+        self.at = Instant::now() + pause(self.deaths);
+        tracing::error!(part = self.verb, %status, deaths = self.deaths, "a part of the gateway died");
         Ok(Some(status))
     }
 
@@ -201,6 +197,14 @@ impl Part {
     }
 }
 
+/// How long a part stays down that died that many times in a row.
+fn pause(deaths: u32) -> Duration {
+    match deaths {
+        0 | 1 => Duration::ZERO,
+        _ => PAUSE_MAX.min(PAUSE_MIN * 2_u32.saturating_pow((deaths - 2).min(16))),
+    }
+}
+
 /// Makes the data folder closed to others.
 fn make_private(folder: &Path) -> Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -223,4 +227,15 @@ async fn after_predecessors(folder: &Path) -> Result<File> {
         sleep(Duration::from_millis(5)).await;
     }
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_comes_back_at_once_and_then_slower_up_to_a_bound() {
+        let millis: Vec<_> = [0, 1, 2, 3, 4, 5, 6, 20, u32::MAX].map(|deaths| pause(deaths).as_millis()).into();
+        assert_eq!(millis, [0, 0, 100, 200, 400, 800, 1000, 1000, 1000]);
+    }
 }

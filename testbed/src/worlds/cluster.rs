@@ -214,6 +214,11 @@ impl Cluster {
         self.gateway.alive()
     }
 
+    /// The gateway's process.
+    pub fn gateway(&mut self) -> &mut Process {
+        &mut self.gateway
+    }
+
     /// Everything that the gateway wrote in all its lives.
     pub fn output(&self) -> String {
         self.gateway.output()

@@ -7,8 +7,10 @@ use std::{
     sync::OnceLock,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::process::{Child, Command};
+
+use super::{CONVERGE, until};
 
 /// The `hanse` executable: where cargo puts it, beside the folder of this test.
 ///
@@ -72,13 +74,45 @@ impl Process {
         }
     }
 
-    /// Kills it without warning (SIGKILL) and waits until it is gone.
+    /// Kills it without warning (SIGKILL) and waits until it is gone, and what it started with it: nobody ends that but
+    /// the kernel.
     ///
     /// # Errors
-    /// It ended before, by itself.
+    /// It ended before, by itself, or something that it started is left.
     pub async fn crash(&mut self) -> Result<()> {
         self.alive()?;
-        self.child.kill().await.with_context(|| format!("killing {}", self.name))
+        let started = children(self.pid()?)?;
+        self.child.kill().await.with_context(|| format!("killing {}", self.name))?;
+        until(&format!("what {} started is gone", self.name), CONVERGE, async || {
+            let left: Vec<_> = started.iter().filter(|pid| runs(**pid)).collect();
+            ensure!(left.is_empty(), "processes are left: {left:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Process id.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn pid(&self) -> Result<u32> {
+        self.child.id().with_context(|| format!("{} has ended", self.name))
+    }
+
+    /// Process id of what it started as `hanse VERB`.
+    ///
+    /// # Errors
+    /// There is none, or more than one.
+    pub fn part(&self, verb: &str) -> Result<u32> {
+        let mut found = Vec::new();
+        for pid in children(self.pid()?)? {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if line.split(|byte| *byte == 0).nth(1) == Some(verb.as_bytes()) {
+                found.push(pid);
+            }
+        }
+        ensure!(found.len() == 1, "{} runs {} of {verb}", self.name, found.len());
+        Ok(found[0])
     }
 
     /// Waits until it ends by itself.
@@ -89,9 +123,9 @@ impl Process {
         Ok(self.child.wait().await?)
     }
 
-    /// Ports of the UDP sockets that it has bound, as the kernel tells them.
+    /// Ports of the UDP sockets that it, or its edge if it is a gateway, has bound, as the kernel tells them.
     pub(super) fn udp_ports(&self) -> Result<BTreeSet<u16>> {
-        let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
+        let pid = self.part("edge").or_else(|_| self.pid())?;
         let mut inodes = BTreeSet::new();
         for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
             // A descriptor may close while we look.
@@ -111,4 +145,28 @@ impl Process {
         }
         Ok(ports)
     }
+}
+
+/// The processes that `pid` started and that still run.
+fn children(pid: u32) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(child) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if state(child).is_some_and(|(_, parent)| parent == pid) {
+            found.push(child);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a process is there and not only waiting to be noticed by whoever started it.
+pub fn runs(pid: u32) -> bool {
+    state(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
+/// State and parent of a process, if it is there. Its name, in brackets, may hold anything: both come after the last.
+fn state(pid: u32) -> Option<(char, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
