@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use federation_model::{
-    Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Digest, Endpoint, MemberState, Record, RecordId,
+    Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Digest, Endpoint, Enforcement, MemberState, Record, RecordId,
     Snapshot, SpiffeId, Timestamp, TokenId, VerifiedPeer,
 };
 use tokio::sync::watch;
@@ -34,6 +34,12 @@ pub trait Links: Send + Sync + 'static {
 
     /// Joins the federation that issued the token.
     fn join(&self, token: String) -> BoxFuture<'_, Result<Joined, Refusal>>;
+
+    /// Which active members say that they enforce a record of a public log, and which do not.
+    fn enforcement(&self, record: &RecordId) -> Enforcement;
+
+    /// Ticks whenever a member says anew what it enforces.
+    fn receipts(&self) -> watch::Receiver<u64>;
 
     /// How every link is doing; one entry for each other member.
     fn statuses(&self) -> Vec<LinkState>;
@@ -156,6 +162,8 @@ pub struct LinkState {
     /// Of the peer's edge, as this side sees it; empty while down.
     pub address: String,
     pub rtt: Option<Duration>,
+    /// Who relays to it while there is no session, and the round trip over that member.
+    pub relay: Option<(ClusterName, Duration)>,
     /// The peer's clock less ours.
     pub clock_offset_ms: i64,
     /// Since the last data from this member; `None` when none came yet.

@@ -222,7 +222,8 @@ impl Client {
         Ok(self.0.clone().export_service(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
 
-    /// Writes an intention; `action` is `allow` or `deny`.
+    /// Writes an intention; `action` is `allow` or `deny`. `wait`: for every member to say that it is in force, at most
+    /// 20 s.
     pub async fn intention_write(
         &self,
         source: &str,
@@ -230,6 +231,7 @@ impl Client {
         action: &str,
         guardrail: bool,
         shadow: bool,
+        wait: Duration,
     ) -> Result<manage::IntentionReply, ClientError> {
         let request = manage::WriteIntentionRequest {
             source: source.into(),
@@ -237,6 +239,7 @@ impl Client {
             action: action.into(),
             guardrail,
             shadow,
+            wait_ms: millis(wait),
         };
         Ok(self.0.clone().write_intention(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
@@ -249,12 +252,14 @@ impl Client {
         destination: &str,
         layer: &str,
         action: &str,
+        wait: Duration,
     ) -> Result<manage::IntentionReply, ClientError> {
         let request = manage::DeleteIntentionRequest {
             source: source.into(),
             destination: destination.into(),
             layer: layer.into(),
             action: action.into(),
+            wait_ms: millis(wait),
         };
         Ok(self.0.clone().delete_intention(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
@@ -300,6 +305,10 @@ fn limited<T>(message: T, limit: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(limit);
     request
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn seconds(ttl: Option<Duration>) -> u64 {

@@ -15,6 +15,8 @@ use crate::{
 
 /// How long `--wait` waits.
 const WAIT_LIMIT: Duration = Duration::from_secs(60);
+/// How long `--wait` of an intention waits.
+const ENFORCED_LIMIT: Duration = Duration::from_secs(20);
 /// Time between two looks while waiting.
 const WAIT_STEP: Duration = Duration::from_millis(200);
 
@@ -247,16 +249,17 @@ async fn service(verb: ServiceVerb, globals: &Globals, terminal: &mut Terminal<'
 
 async fn intention(verb: IntentionVerb, globals: &Globals, terminal: &mut Terminal<'_>) -> Result<u8, Failure> {
     let client = Client::connect(&globals.socket).await?;
-    let (reply, output) = match verb {
-        IntentionVerb::Allow { pair: Pair { source, destination }, shadow, output } => {
-            (client.intention_write(&source, &destination, "allow", false, shadow).await?, output)
+    let limit = |wait: bool| if wait { ENFORCED_LIMIT } else { Duration::ZERO };
+    let (reply, wait, output) = match verb {
+        IntentionVerb::Allow { pair: Pair { source, destination }, shadow, wait, output } => {
+            (client.intention_write(&source, &destination, "allow", false, shadow, limit(wait)).await?, wait, output)
         }
-        IntentionVerb::Deny { pair: Pair { source, destination }, guardrail, shadow, output } => {
-            (client.intention_write(&source, &destination, "deny", guardrail, shadow).await?, output)
+        IntentionVerb::Deny { pair: Pair { source, destination }, guardrail, shadow, wait, output } => {
+            (client.intention_write(&source, &destination, "deny", guardrail, shadow, limit(wait)).await?, wait, output)
         }
-        IntentionVerb::Delete { pair: Pair { source, destination }, layer, action, output } => {
-            let action = action.map_or("", ActionArg::as_str);
-            (client.intention_delete(&source, &destination, LayerArg::as_str(layer), action).await?, output)
+        IntentionVerb::Delete { pair: Pair { source, destination }, layer, action, wait, output } => {
+            let (layer, action) = (LayerArg::as_str(layer), action.map_or("", ActionArg::as_str));
+            (client.intention_delete(&source, &destination, layer, action, limit(wait)).await?, wait, output)
         }
         IntentionVerb::List(output) => {
             let reply = client.intention_list().await?;
@@ -287,6 +290,12 @@ async fn intention(verb: IntentionVerb, globals: &Globals, terminal: &mut Termin
             terminal.say(&format!("hanse: written, but it does not count here: {note}"));
         } else if !note.is_empty() {
             terminal.say(&format!("hanse: {note}"));
+        }
+        if wait && !intention.behind.is_empty() {
+            let limit = ENFORCED_LIMIT.as_secs();
+            let enforced = format::clean(&show::enforced(intention));
+            terminal.say(&format!("hanse: written, but not in force everywhere after {limit} s: {enforced}"));
+            return Ok(exit::NO);
         }
     }
     Ok(exit::DONE)

@@ -90,6 +90,10 @@ pub(crate) fn link_status(reply: &manage::LinkList, now: SystemTime) -> String {
             ("Direction", link.direction.clone()),
             ("Address", link.address.clone()),
             ("Round trip", rtt(link.rtt_us)),
+            ("Relayed by", match link.relay.as_str() {
+                "" => String::new(),
+                relay => format!("{relay}, {} there and back", rtt(link.relay_rtt_us)),
+            }),
             ("Clock offset", format!("{}ms", link.clock_offset_ms)),
             ("Data age", age(link.data_age_ms)),
             ("Tunnels", link.tunnels.to_string()),
@@ -157,7 +161,7 @@ pub(crate) fn services<'a>(services: impl IntoIterator<Item = &'a manage::Servic
 
 pub(crate) fn intentions<'a>(intentions: impl IntoIterator<Item = &'a manage::Intention>, now: SystemTime) -> String {
     table(
-        ["PREC", "ACTION", "SOURCE", "DESTINATION", "LAYER", "WRITER", "AUTHOR", "AGE", "COUNTS", "NOTE"],
+        ["PREC", "ACTION", "SOURCE", "DESTINATION", "LAYER", "WRITER", "AUTHOR", "AGE", "COUNTS", "ENFORCED", "NOTE"],
         intentions.into_iter().map(|intention| {
             let note = match (intention.conflict, intention.note.as_str()) {
                 (true, "") => "conflict".to_owned(),
@@ -174,10 +178,20 @@ pub(crate) fn intentions<'a>(intentions: impl IntoIterator<Item = &'a manage::In
                 intention.author.clone(),
                 ago(intention.written_at_ms, now),
                 yes_no(intention.counts),
+                enforced(intention),
                 note,
             ]
         }),
     )
+}
+
+/// Where an intention is in force already: `4/5, onprem 40s behind`.
+pub(crate) fn enforced(intention: &manage::Intention) -> String {
+    let behind = intention.behind.iter().map(|laggard| match laggard.data_age_ms {
+        0 => format!(", {} never heard of", laggard.cluster),
+        millis => format!(", {} {} behind", laggard.cluster, span(Duration::from_millis(millis))),
+    });
+    std::iter::once(format!("{}/{}", intention.enforced, intention.members)).chain(behind).collect()
 }
 
 pub(crate) fn dns(reply: &manage::LookupDnsReply) -> String {

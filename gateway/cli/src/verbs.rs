@@ -191,6 +191,9 @@ pub enum IntentionVerb {
         /// On trial: shown, never enforced.
         #[arg(long)]
         shadow: bool,
+        /// Wait until every member says that it is in force, for at most 20 s; exits 1 when some have not by then.
+        #[arg(long)]
+        wait: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -204,6 +207,9 @@ pub enum IntentionVerb {
         /// On trial: shown, never enforced.
         #[arg(long)]
         shadow: bool,
+        /// Wait until every member says that it is in force, for at most 20 s; exits 1 when some have not by then.
+        #[arg(long)]
+        wait: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -220,6 +226,9 @@ pub enum IntentionVerb {
         /// whichever of the two exists.
         #[arg(long, value_enum)]
         action: Option<ActionArg>,
+        /// Wait until every member says that it is in force, for at most 20 s; exits 1 when some have not by then.
+        #[arg(long)]
+        wait: bool,
         #[command(flatten)]
         output: Output,
     },

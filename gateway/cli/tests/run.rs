@@ -53,6 +53,12 @@ impl Gateway {
             counts: !self.no,
             note: if self.no { "east is no lawmaker".into() } else { String::new() },
             conflict: false,
+            enforced: if self.no { 4 } else { 5 },
+            members: 5,
+            behind: match self.no {
+                true => vec![wire::Laggard { cluster: "onprem".into(), data_age_ms: 40_000 }],
+                false => Vec::new(),
+            },
         }
     }
 
@@ -214,6 +220,20 @@ async fn a_token_stands_alone_on_stdout() {
     let (code, out, err) = run(&server.socket, "workload token web.shop", "").await;
     assert_eq!((code, out.as_str()), (0, "hansew1.c2VjcmV0\n"));
     assert!(err.contains("web.shop") && err.contains("token_file"), "{err}");
+}
+
+#[tokio::test]
+async fn a_write_that_waits_says_who_has_not_confirmed_it_and_exits_1() {
+    let server = serve(Gateway { no: true, ..Gateway::default() }).await;
+    let (code, out, err) = run(&server.socket, "intention deny web.shop payments.billing --wait", "").await;
+    assert_eq!(code, 1, "{err}");
+    assert!(out.contains("4/5, onprem 40s behind"), "{out}");
+    assert!(err.contains("not in force everywhere") && err.contains("onprem 40s behind"), "{err}");
+    let (code, ..) = run(&server.socket, "intention deny web.shop payments.billing", "").await;
+    assert_eq!(code, 0, "without --wait nobody is waited for");
+    let server = serve(Gateway::default()).await;
+    let (code, _, err) = run(&server.socket, "intention delete web.shop payments.billing --wait", "").await;
+    assert_eq!(code, 0, "{err}");
 }
 
 #[tokio::test]

@@ -286,7 +286,7 @@ impl Story {
 
     async fn allow(&mut self, cluster: &str, source: &str, destination: &str) -> Result<()> {
         let client = self.world.cluster(cluster)?.client().await?;
-        client.intention_write(source, destination, "allow", false, false).await?;
+        client.intention_write(source, destination, "allow", false, false, Duration::ZERO).await?;
         Ok(())
     }
 
@@ -394,7 +394,7 @@ impl Story {
         let destination = if self.broken("deny-cuts-live") { "another.billing.west" } else { "payments.billing.west" };
         let onprem = self.world.cluster(writer)?.client().await?;
         let start = Instant::now();
-        onprem.intention_write("web.shop.east", destination, "deny", false, false).await?;
+        onprem.intention_write("web.shop.east", destination, "deny", false, false, Duration::ZERO).await?;
         let mut everywhere = Ok(String::new());
         for (name, client) in &clients {
             let seen = until(&format!("the rule is in force at {name}"), CONVERGE, || async {
@@ -422,7 +422,7 @@ impl Story {
             cut = Err(anyhow::anyhow!("a new connection is still let through"));
         }
         self.teller.say("onprem deletes its rule");
-        onprem.intention_delete("web.shop.east", destination, "rule", "deny").await?;
+        onprem.intention_delete("web.shop.east", destination, "rule", "deny", Duration::ZERO).await?;
         Ok(((everywhere, took), (cut, cut_took)))
     }
 

@@ -98,7 +98,12 @@ async fn edge(config: &Path) -> Result<()> {
     };
     let candidate = authority.candidate();
     let own = candidate.id;
-    let terms = MemberTerms { accept: settings.accept, endpoints: advertise.clone(), ..MemberTerms::default() };
+    let terms = MemberTerms {
+        accept: settings.accept,
+        relay: settings.relay,
+        endpoints: advertise.clone(),
+        ..MemberTerms::default()
+    };
     let (link, mut incoming) = Link::open(federation_link::Options {
         store: Arc::clone(&store),
         signer: Arc::clone(&signer),

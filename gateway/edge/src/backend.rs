@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use federation_identity::{Authority, LiveSvid, SignerError, sha256};
 use federation_link::{Link, WriteError};
 use federation_model::{
-    Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Record, RecordId, Snapshot, VerifiedPeer,
+    Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Enforcement, Record, RecordId, Snapshot, VerifiedPeer,
 };
 use federation_store::Store;
 use gateway_admin::telemetry::LogControl;
@@ -76,6 +76,14 @@ impl Links for Federation {
             let members = joined.members.into_iter().map(|(name, _)| name).collect();
             Ok(Joined { federation: joined.federation, issuer: joined.issuer_name, members })
         })
+    }
+
+    fn enforcement(&self, record: &RecordId) -> Enforcement {
+        self.0.enforcement(record)
+    }
+
+    fn receipts(&self) -> watch::Receiver<u64> {
+        self.0.receipts()
     }
 
     fn statuses(&self) -> Vec<LinkState> {
@@ -167,6 +175,7 @@ pub(crate) fn link_state(status: federation_link::LinkStatus) -> LinkState {
         }),
         address: status.address.map(|address| address.to_string()).unwrap_or_default(),
         rtt: status.rtt,
+        relay: status.relay.map(|way| (way.name, way.rtt)),
         clock_offset_ms: status.clock_offset_ms.unwrap_or_default(),
         data_age: status.data_age,
         tunnels: status.tunnels,

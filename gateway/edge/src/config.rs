@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use federation_model::{Accept, AccountName, AccountRef, ClusterName, Endpoint, NamespaceName, TrustDomain};
+use federation_model::{Accept, AccountName, AccountRef, ClusterName, Endpoint, Relay, NamespaceName, TrustDomain};
 use gateway_admin::config::{Admin, Log, SettingsError};
 use serde::Deserialize;
 
@@ -73,6 +73,26 @@ pub struct Federation {
     /// `federation` (default): lawmakers' rules count here. `own`: rules of others can only restrict.
     #[serde(default)]
     pub accept: AcceptConfig,
+    /// `members`: this edge carries connections between members that have no session with each other. Default `nobody`.
+    #[serde(default)]
+    pub relay: RelayConfig,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RelayConfig {
+    #[default]
+    Nobody,
+    Members,
+}
+
+impl From<RelayConfig> for Relay {
+    fn from(relay: RelayConfig) -> Self {
+        match relay {
+            RelayConfig::Nobody => Self::Nobody,
+            RelayConfig::Members => Self::Members,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -139,6 +159,7 @@ pub struct Settings {
     pub federation_listen: Option<SocketAddr>,
     pub advertise: Vec<Endpoint>,
     pub accept: Accept,
+    pub relay: Relay,
     pub mesh: Listener,
     pub discovery: Listener,
     pub admin_listen: Option<SocketAddr>,
@@ -170,6 +191,7 @@ impl Settings {
             ("federation.listen", self.federation_listen != running.federation_listen),
             ("federation.advertise", self.advertise != running.advertise),
             ("federation.accept", self.accept != running.accept),
+            ("federation.relay", self.relay != running.relay),
             ("mesh", self.mesh != running.mesh),
             ("discovery", self.discovery != running.discovery),
             ("admin", self.admin_listen != running.admin_listen || self.admin_hosts != running.admin_hosts),
@@ -243,6 +265,7 @@ impl Config {
             federation_listen: listen,
             advertise,
             accept: self.federation.accept.into(),
+            relay: self.federation.relay.into(),
             mesh: self.mesh,
             discovery: self.discovery,
             admin_listen: self.admin.listen,

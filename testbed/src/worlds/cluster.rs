@@ -33,6 +33,7 @@ pub struct Plan {
     inbound: bool,
     relayed: bool,
     fixed: bool,
+    relay: bool,
     svid_ttl: Option<Duration>,
     trust_domain: Option<String>,
     more: String,
@@ -47,6 +48,7 @@ impl Plan {
             inbound: false,
             relayed: false,
             fixed: true,
+            relay: false,
             svid_ttl: None,
             trust_domain: None,
             more: String::new(),
@@ -69,6 +71,12 @@ impl Plan {
     pub fn relayed(mut self) -> Self {
         self.relayed = true;
         self.inbound()
+    }
+
+    /// It carries connections between others.
+    pub fn relay(mut self) -> Self {
+        self.relay = true;
+        self
     }
 
     /// The listeners for its sidecars are the default ones: free ports, others at each start.
@@ -144,6 +152,9 @@ impl Cluster {
                 let started = world.network().relay(&plan.key, listen).await?;
                 text.push_str(&format!("advertise = [\"{}\"]\n", started.address));
                 relay = Some(started);
+            }
+            if plan.relay {
+                text.push_str("relay = \"members\"\n");
             }
             text.push('\n');
         }

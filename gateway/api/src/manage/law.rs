@@ -1,19 +1,29 @@
 //! Intentions: writing, taking back, listing, and asking what the law says.
 
+use std::time::Duration;
+
 use federation_model::{
-    AccountRef, Action, Audience, Body, Denial, DenialReason, DestinationPattern, Intention, IntentionKey, Layer,
+    AccountRef, Action, Audience, Body, ClusterId, Denial, DenialReason, DestinationPattern, Enforcement, Intention, IntentionKey, Layer,
     MESH_ZONE, Member, RecordId, RuleState, ServiceRef, Snapshot, SourcePattern, SourceRef, SpiffeId, Standing,
     Timestamp,
 };
 use proto::manage as wire;
+use tokio::time::timeout;
 
-use super::naming;
+use super::{count, naming};
 use crate::{Kind, Refusal, server::Shared};
+
+/// Longest wait for members to say that they enforce what was written: the caller's own limit is 30 s.
+const ENFORCED_WAIT_MAX: Duration = Duration::from_secs(20);
 
 impl Shared {
     pub(super) fn list_intentions(&self) -> Result<wire::IntentionList, Refusal> {
         let snapshot = self.ready()?;
-        let intentions = snapshot.authorizer.explain().iter().map(|standing| shown(standing, &snapshot));
+        let intentions = snapshot.authorizer.explain().iter().map(|standing| {
+            let mut intention = shown(standing, &snapshot);
+            self.tell_enforcement(&mut intention, &standing.id, &snapshot);
+            intention
+        });
         Ok(wire::IntentionList { intentions: intentions.collect() })
     }
 
@@ -57,10 +67,12 @@ impl Shared {
             }),
             None => None,
         };
-        let intention = intention.unwrap_or_else(|| {
+        let mut intention = intention.unwrap_or_else(|| {
             let note = "it is written, but in no snapshot yet".to_owned();
             unseen(&Unseen { id, key: &key, state, author: &written, note }, &snapshot)
         });
+        self.enforced(&id, request.wait_ms).await;
+        self.tell_enforcement(&mut intention, &id, &snapshot);
         Ok(wire::IntentionReply { intention: Some(intention) })
     }
 
@@ -82,8 +94,37 @@ impl Shared {
         };
         let after = self.published(id, shows).await.unwrap_or_else(|| snapshot.clone());
         let note = others_left(&after, &key, id);
-        let deleted = unseen(&Unseen { id, key: &key, state: RuleState::Deleted, author: &author, note }, &after);
+        let mut deleted = unseen(&Unseen { id, key: &key, state: RuleState::Deleted, author: &author, note }, &after);
+        self.enforced(&id, request.wait_ms).await;
+        self.tell_enforcement(&mut deleted, &id, &after);
         Ok(wire::IntentionReply { intention: Some(deleted) })
+    }
+
+    /// Waits until every active member says that it enforces a record, for as long as was asked.
+    async fn enforced(&self, id: &RecordId, wait_ms: u64) {
+        let mut receipts = self.links.receipts();
+        let all = async {
+            while !self.links.enforcement(id).behind.is_empty() {
+                if receipts.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let limit = Duration::from_millis(wait_ms).min(ENFORCED_WAIT_MAX);
+        // Whoever has not said so by then is named in the answer.
+        let _ = timeout(limit, all).await;
+    }
+
+    fn tell_enforcement(&self, intention: &mut wire::Intention, id: &RecordId, snapshot: &Snapshot) {
+        let Enforcement { by, behind } = self.links.enforcement(id);
+        intention.enforced = count(by.len());
+        intention.members = count(by.len() + behind.len());
+        let laggard = |(member, age): (ClusterId, Option<Duration>)| wire::Laggard {
+            cluster: naming::shown(&member, &snapshot.members),
+            // Zero means "nothing known", so the freshest is a millisecond old.
+            data_age_ms: age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX).max(1)),
+        };
+        intention.behind = behind.into_iter().map(laggard).collect();
     }
 
     /// Which key the operator means: a source without a cluster reads otherwise for an allow than for a deny.
@@ -226,6 +267,7 @@ fn shown(standing: &Standing, snapshot: &Snapshot) -> wire::Intention {
         counts: standing.counts,
         note: standing.note.clone(),
         conflict: standing.conflict,
+        ..wire::Intention::default()
     }
 }
 
@@ -253,6 +295,7 @@ fn unseen(unseen: &Unseen<'_>, snapshot: &Snapshot) -> wire::Intention {
         counts: false,
         note: unseen.note.clone(),
         conflict: false,
+        ..wire::Intention::default()
     }
 }
 

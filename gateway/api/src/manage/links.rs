@@ -132,13 +132,14 @@ impl Shared {
 
 fn link(state: LinkState) -> wire::Link {
     let millis = |span: std::time::Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    let micros = |span: std::time::Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX).max(1);
     wire::Link {
         cluster: state.name.to_string(),
         cluster_id: state.member.to_string(),
         state: state.phase.as_str().to_owned(),
         direction: state.direction.map_or("", Direction::as_str).to_owned(),
         address: state.address,
-        rtt_us: state.rtt.map_or(0, |rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).max(1)),
+        rtt_us: state.rtt.map_or(0, micros),
         clock_offset_ms: state.clock_offset_ms,
         // Zero means "none came yet", so the freshest data is a millisecond old.
         data_age_ms: state.data_age.map_or(0, |age| millis(age).max(1)),
@@ -147,5 +148,7 @@ fn link(state: LinkState) -> wire::Link {
         error: state.error,
         bytes_sent: state.bytes_sent,
         bytes_received: state.bytes_received,
+        relay_rtt_us: state.relay.as_ref().map_or(0, |(_, rtt)| micros(*rtt)),
+        relay: state.relay.map_or_else(String::new, |(name, _)| name.to_string()),
     }
 }

@@ -40,6 +40,7 @@ fn delete(source: &str, destination: &str, action: &str) -> wire::DeleteIntentio
         destination: destination.into(),
         layer,
         action: action.into(),
+        wait_ms: 0,
     }
 }
 
@@ -151,6 +152,33 @@ async fn links_and_members_are_shown_and_removed_by_name() {
     client.approve_cluster(approve("east")).await.expect("approved");
     assert_eq!(client.list_links(links("east")).await.expect("links").into_inner().links[0].state, "up");
     assert!(clusters.iter().all(|cluster| cluster.bundle_sequence == 1 && cluster.lawmaker));
+}
+
+#[tokio::test]
+async fn an_intention_says_who_enforces_it_and_a_write_waits_for_all() {
+    let (world, mut client) = two(true).await;
+    let east = world.links.current().members.by_name(&"east".parse().expect("name")).expect("east").id;
+    let written = client.write_intention(write("web.shop", "payments.billing.west", "allow")).await.expect("written");
+    let written = written.into_inner().intention.expect("intention");
+    assert_eq!((written.enforced, written.members), (1, 2));
+    assert_eq!((written.behind[0].cluster.as_str(), written.behind[0].data_age_ms), ("east", 40_000));
+
+    let waiting = wire::WriteIntentionRequest { wait_ms: 20_000, ..write("cron.shop", "payments.billing.west", "deny") };
+    let links = world.links.clone();
+    let confirming = tokio::spawn(async move {
+        // Whatever is newest in this cluster's law when it is there.
+        let mut snapshots = gateway_api::Links::snapshot(&*links);
+        let stands = |held: &federation_model::Snapshot| held.authorizer.explain().len() == 2;
+        let held = snapshots.wait_for(|held| held.as_deref().is_some_and(stands)).await.expect("open").clone();
+        let newest = held.expect("some").authorizer.explain().iter().map(|standing| standing.id).max_by_key(|id| id.seq);
+        links.confirm(newest.expect("a rule"), east);
+    });
+    let reply = client.write_intention(waiting).await.expect("written").into_inner().intention.expect("intention");
+    assert_eq!((reply.enforced, reply.members, reply.behind.len()), (2, 2, 0));
+    confirming.await.expect("confirmed");
+    let listed = client.list_intentions(wire::ListIntentionsRequest {}).await.expect("listed").into_inner().intentions;
+    let enforced: Vec<_> = listed.iter().map(|rule| (rule.action.as_str(), rule.enforced)).collect();
+    assert_eq!(enforced, [("deny", 2), ("allow", 1)]);
 }
 
 #[tokio::test]

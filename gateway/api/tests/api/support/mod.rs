@@ -3,6 +3,7 @@
 pub(crate) mod federation;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -10,7 +11,7 @@ use std::{
 
 use federation_identity::{LiveSvid, Svid, SvidKey, Verifier, tls};
 use federation_model::{
-    AccountRef, Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, MemberState, Record, RecordId,
+    AccountRef, Audience, Authentic, Body, ClusterId, ClusterName, Enforcement, ConnectionId, MemberState, Record, RecordId,
     Snapshot, SpiffeId, Stance, TokenId, VerifiedPeer,
 };
 use federation_store::{Change, Damage, Key, Kind as Rows, Revision, Row, Store, StoreError};
@@ -44,6 +45,8 @@ pub(crate) struct FakeLinks {
     records: watch::Sender<Arc<Vec<Authentic<Record>>>>,
     verifier: Verifier,
     pub(crate) states: Mutex<Vec<LinkState>>,
+    receipts: watch::Sender<u64>,
+    confirmed: Mutex<BTreeMap<RecordId, BTreeSet<ClusterId>>>,
 }
 
 impl FakeLinks {
@@ -54,6 +57,8 @@ impl FakeLinks {
             records: watch::Sender::default(),
             verifier,
             states: Mutex::default(),
+            receipts: watch::Sender::default(),
+            confirmed: Mutex::default(),
         };
         links.publish();
         links
@@ -89,6 +94,7 @@ impl FakeLinks {
             direction: (phase == LinkPhase::Up).then_some(Direction::Dialled),
             address: "10.0.0.1:7443".into(),
             rtt: Some(Duration::from_micros(1500)),
+            relay: None,
             clock_offset_ms: 3,
             data_age: Some(Duration::ZERO),
             tunnels: 2,
@@ -101,6 +107,12 @@ impl FakeLinks {
 }
 
 impl FakeLinks {
+    /// A member says that it enforces a record.
+    pub(crate) fn confirm(&self, record: RecordId, member: ClusterId) {
+        self.confirmed.lock().expect("lock").entry(record).or_default().insert(member);
+        self.receipts.send_modify(|count| *count += 1);
+    }
+
     /// How a member stands here, by the fold.
     fn standing(&self, member: ClusterId) -> MemberState {
         self.current().members.get(&member).expect("a member").state
@@ -159,6 +171,24 @@ impl Links for FakeLinks {
             }
         }
         states
+    }
+
+    fn enforcement(&self, record: &RecordId) -> Enforcement {
+        let confirmed = self.confirmed.lock().expect("lock");
+        let by = |member: &ClusterId| confirmed.get(record).is_some_and(|by| by.contains(member));
+        let snapshot = self.current();
+        let mut found = Enforcement::default();
+        for id in snapshot.members.present().map(|member| member.id) {
+            match id == snapshot.own || by(&id) {
+                true => found.by.push(id),
+                false => found.behind.push((id, Some(Duration::from_secs(40)))),
+            }
+        }
+        found
+    }
+
+    fn receipts(&self) -> watch::Receiver<u64> {
+        self.receipts.subscribe()
     }
 
     fn block(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<bool, Refusal>> {
