@@ -41,6 +41,7 @@ const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4
 /// The configuration is wrong, an address is taken, the store is another cluster's or cannot be trusted.
 pub fn run(config: &Path, parent: u32) -> Result<()> {
     confine::end_with(Pid::from_raw(parent.try_into()?))?;
+    confine::name(c"hanse-edge")?;
     confine::edge()?;
     // After the filter, so that each of its threads has it.
     tokio::runtime::Runtime::new()?.block_on(edge(config))

@@ -3,7 +3,7 @@
 //! In: nothing. Out: a process from which less can be had. Never: undone; a kernel that refuses the filter ends the
 //! start, since a signer that could reach the network would be no signer apart.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ffi::CStr};
 
 use anyhow::{Context, Result, bail};
 use nix::{
@@ -66,6 +66,14 @@ const EDGE_MAY_NOT: [libc::c_long; 12] = [
     libc::SYS_init_module,
     libc::SYS_finit_module,
 ];
+
+/// Gives this process the name that `ps` and `top` show: it was not started by the path of its executable.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn name(name: &CStr) -> Result<()> {
+    prctl::set_name(name).context("naming the process")
+}
 
 /// Ends this process when `parent` does, however that ends.
 ///

@@ -31,6 +31,7 @@ const WATCH: Duration = Duration::from_millis(500);
 pub fn run(config: &Path, parent: u32) -> Result<()> {
     let parent = Pid::from_raw(parent.try_into()?);
     confine::end_with(parent)?;
+    confine::name(c"hanse-signer")?;
     let settings = Settings::load(config)?;
     let _log = telemetry::init(settings.log.format.parse()?, &settings.log.level)?;
     let is_new = !settings.data_dir.join("store").exists();

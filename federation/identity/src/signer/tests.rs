@@ -173,6 +173,31 @@ fn keys_of_another_kek_or_cluster_or_none_at_all_are_not_opened() {
     assert_eq!(remote.sign_record(b"record"), Err(SignerError::Locked));
 }
 
+#[test]
+fn keys_that_were_sealed_before_there_was_a_signer_apart_still_open() {
+    let (local, keys) =
+        LocalSigner::generate(&"west.mesh.internal".parse().expect("domain"), &"west".parse().expect("name"), now())
+            .expect("keys");
+    // The six fields by number, as their first version wrote them.
+    let fields: [&[u8]; 6] = [
+        &keys.root_key,
+        &keys.root_certificate,
+        &keys.intermediate_key,
+        &keys.intermediate_certificate,
+        &keys.replication_key,
+        &keys.sealing_key,
+    ];
+    let mut clear = Vec::new();
+    for (field, number) in fields.into_iter().zip(1..) {
+        prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut clear);
+        prost::encoding::encode_varint(field.len() as u64, &mut clear);
+        clear.extend_from_slice(field);
+    }
+    let sealed = Kek::from_bytes(KEK).seal(b"hanse-cluster-keys-v1", &clear).expect("sealed");
+    let (remote, _served) = pair();
+    assert_eq!(&remote.open(&sealed).expect("opened"), local.authority());
+}
+
 /// What a server says to raw bytes.
 fn said(server: &mut Server, bytes: &[u8]) -> (u64, Answer) {
     let reply = Reply::decode(server.answer(bytes, Duration::from_secs(1)).as_slice()).expect("a reply");
