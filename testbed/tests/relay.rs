@@ -37,7 +37,10 @@ async fn apart(world: &World, hub: Plan) -> Result<[Cluster; 3]> {
 async fn workloads(world: &World, east: &Cluster, west: &Cluster) -> Result<(Workload, Workload)> {
     let payments = Workload::by_token(world, west, "payments.billing", Some(("payments.billing", PORT)));
     let (web, payments) = tokio::try_join!(Workload::by_token(world, east, "web.shop", None), payments)?;
-    west.run(&["service", "export", "payments.billing"]).await?;
+    until("the sidecar has registered its service", CONVERGE, async || {
+        west.run(&["service", "export", "payments.billing"]).await.map(drop)
+    })
+    .await?;
     west.run(&["intention", "allow", WEB, PAYMENTS]).await?;
     east.until_check(WEB, PAYMENTS, true).await?;
     Ok((web, payments))
