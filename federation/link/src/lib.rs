@@ -18,6 +18,7 @@
 mod accept;
 mod endpoint;
 mod error;
+mod intake;
 mod join;
 mod limits;
 mod membership;

@@ -42,8 +42,13 @@ pub struct Limits {
     pub joins_per_second: u32,
     /// First pause after a failed dial; doubles with each failure, with jitter. Default 100 ms.
     pub backoff_min: Duration,
-    /// Longest pause between dials. Default 30 s.
+    /// Longest pause between dials. Default 1.5 s, for up to 64 members; in proportion for more.
+    ///
+    /// With [`Limits::dial`] it bounds how late a link is found to be whole again: both ends dial, so within some 4 s.
     pub backoff_max: Duration,
+    /// Longest time for one dial of a member. Default 3 s: one that began before a cut ended waits for QUIC's own pauses,
+    /// which double.
+    pub dial: Duration,
     /// Time between comparisons of heads with every connected member, besides the push of each change. Default 30 s.
     pub anti_entropy: Duration,
     /// How long a session that was replaced and has no tunnel is kept, for tunnels that were on their way. Default 5 s.
@@ -67,7 +72,8 @@ impl Default for Limits {
             joins_max: 64,
             joins_per_second: 100,
             backoff_min: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(30),
+            backoff_max: Duration::from_millis(1_500),
+            dial: Duration::from_secs(3),
             anti_entropy: Duration::from_secs(30),
             retired_grace: Duration::from_secs(5),
         }

@@ -70,6 +70,11 @@ impl Unchecked {
         self.envelope.record.writer
     }
 
+    /// Whether it says that it founds a federation.
+    pub(crate) fn founds(&self) -> bool {
+        matches!(self.envelope.record.body, Body::Founding(_))
+    }
+
     /// Checks the signature: of a founding record by the key that it brings, and only if it founds `federation`; of any
     /// other by the key that `key` has of its writer.
     pub(crate) fn check(

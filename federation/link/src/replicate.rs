@@ -26,10 +26,11 @@ use tokio::{
 use crate::{
     Shared, WriteError,
     endpoint::code,
+    intake::{Budget, Checked},
     limits::DRIVER_BATCH,
     metrics,
     receipts::Speaker,
-    records::{self, Unchecked, Unfit},
+    records::{self, Unfit},
     registry::Session,
     state::{self, State},
 };
@@ -73,7 +74,7 @@ pub(crate) enum Command {
     },
     Records {
         session: Arc<Session>,
-        envelopes: Vec<Vec<u8>>,
+        checked: Vec<Checked>,
     },
 }
 
@@ -116,6 +117,8 @@ pub(crate) struct Driver {
     arrivals: u64,
     connected: BTreeMap<ClusterId, Arc<Session>>,
     speaker: Speaker,
+    /// Of members that sent something; forgotten with the process.
+    budgets: HashMap<ClusterId, Budget>,
     revision: u64,
     dirty: bool,
     published: Instant,
@@ -141,6 +144,7 @@ impl Driver {
             arrivals,
             connected,
             speaker: Speaker::new(),
+            budgets: HashMap::new(),
             revision: 0,
             dirty: false,
             published,
@@ -213,7 +217,7 @@ impl Driver {
                 Command::Receipt { session, receipt } => {
                     self.speaker.hear(&self.shared, &self.replica, &self.connected, &session, &receipt);
                 }
-                Command::Records { session, envelopes } => self.receive(&session, envelopes, &mut pending),
+                Command::Records { session, checked } => self.receive(&session, checked, &mut pending),
                 // These stand or fall alone.
                 Command::Admit { admission, token, reply } => {
                     let _ = self.flush(std::mem::take(&mut pending)).await;
@@ -246,18 +250,23 @@ impl Driver {
         Ok((id, effects))
     }
 
-    /// Checks what a member sent and hands it to the replica, admissions before what they vouch for.
-    fn receive(&mut self, session: &Session, envelopes: Vec<Vec<u8>>, pending: &mut Pending) {
+    /// Hands what a member sent to the replica, admissions before what they vouch for.
+    fn receive(&mut self, session: &Session, checked: Vec<Checked>, pending: &mut Pending) {
         let peer = session.member;
         let federation = self.replica.federation();
+        let (offered, before) = (checked.len(), pending.persist.len());
         let (mut ready, mut unknown) = (Vec::new(), 0);
-        for envelope in envelopes {
-            let checked = Unchecked::read(envelope.into()).and_then(|unchecked| {
-                if self.replica.replication_key(&unchecked.writer()).is_none() && !ready.is_empty() {
-                    pending.add(self.replica.on_records(peer, std::mem::take(&mut ready), 0));
+        for checked in checked {
+            let checked = match checked {
+                Checked::Good(record) => Ok(record),
+                Checked::Bad(unfit) => Err(unfit),
+                Checked::Later(unchecked) => {
+                    if self.replica.replication_key(&unchecked.writer()).is_none() && !ready.is_empty() {
+                        pending.add(self.replica.on_records(peer, std::mem::take(&mut ready), 0));
+                    }
+                    unchecked.check(Some(&federation), |writer| self.replica.replication_key(writer))
                 }
-                unchecked.check(Some(&federation), |writer| self.replica.replication_key(writer))
-            });
+            };
             let outcome = match checked {
                 Ok(record) => {
                     ready.push(record);
@@ -282,6 +291,15 @@ impl Driver {
             ::metrics::counter!(metrics::RECORDS_RECEIVED, "outcome" => outcome).increment(1);
         }
         pending.add(self.replica.on_records(peer, ready, unknown));
+        let taken = pending.persist.len().saturating_sub(before);
+        let budget = self.budgets.entry(peer).or_insert_with(Budget::new);
+        if budget.exceeded(offered.saturating_sub(taken), self.replica.len()) {
+            tracing::warn!(
+                cluster = %session.name,
+                "member sends records in vain faster than 1,000 a second; its session ends"
+            );
+            session.close(code::OVERLOADED, "record_budget");
+        }
     }
 
     async fn admit(&mut self, admission: Admission, token: Change) -> Result<Authentic<Record>, AdmitError> {

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use federation_identity::{now, tls};
-use federation_model::{Bundles, ClusterId, Endpoint, Member, Snapshot, Timestamp};
+use federation_model::{Bundles, ClusterId, Endpoint, Member, MemberState, Snapshot, Timestamp};
 use quinn::ConnectionError;
 use tokio::{
     sync::watch,
@@ -28,6 +28,10 @@ use crate::{
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long the member with the higher id leaves the first dial to the other, where both can dial.
 const COURTESY: Duration = Duration::from_millis(150);
+/// Members up to which each is dialled as often as [`crate::Limits::backoff_max`] says.
+const EAGER_MEMBERS: f64 = 64.0;
+/// How long the session with one that was put out goes on, so that it learns of it.
+const FAREWELL: Duration = Duration::from_millis(250);
 /// Shortest pause between two attempts to renew one session.
 const RENEW_PAUSE_MIN: Duration = Duration::from_millis(100);
 
@@ -77,8 +81,8 @@ fn follow(shared: &Arc<Shared>, snapshot: &Snapshot, tasks: &mut HashMap<Cluster
     });
     for session in shared.registry.all() {
         if !wanted(&session.member) {
-            let state = snapshot.members.get(&session.member).map_or("removed", |member| member.state.as_str());
-            session.close(code::REMOVED, state);
+            let state = snapshot.members.get(&session.member).map(|member| member.state);
+            end(shared, session, state);
         }
     }
     shared.registry.keep(|id| snapshot.members.get(id).is_some());
@@ -99,9 +103,24 @@ fn follow(shared: &Arc<Shared>, snapshot: &Snapshot, tasks: &mut HashMap<Cluster
     }
 }
 
+/// Ends the session with one that is not active any more. Whom the federation put out is told so first: what it has to
+/// know is on its way, nothing else passes any more.
+fn end(shared: &Shared, session: Arc<Session>, state: Option<MemberState>) {
+    let word = state.map_or("removed", MemberState::as_str);
+    if !state.is_some_and(MemberState::is_out) {
+        return session.close(code::REMOVED, word);
+    }
+    shared.tasks.spawn(async move {
+        sleep(FAREWELL).await;
+        session.close(code::REMOVED, word);
+    });
+}
+
 /// Roots changed: a session whose chain no longer verifies ends now, not at its deadline.
 fn recheck(shared: &Shared) {
-    for session in shared.registry.all() {
+    let snapshot = shared.snapshot.borrow().clone();
+    let active = |session: &Session| snapshot.as_ref().is_none_or(|held| held.members.is_active(&session.member));
+    for session in shared.registry.all().into_iter().filter(|session| active(session)) {
         let chain = endpoint::peer_chain(&session.connection);
         // A renewed session may have outlived its first chain: its end is the deadline's business, its root is ours.
         let at = now().min(session.chain_end.before(Duration::from_millis(1)));
@@ -170,13 +189,19 @@ async fn keep_linked(shared: Arc<Shared>, id: ClusterId) {
                 }
                 let endpoints = member.endpoints.clone();
                 let pause = backoff.mul_f64(rand::random_range(0.5..1.0));
-                backoff = (backoff * 2).min(shared.limits.backoff_max);
+                backoff = (backoff * 2).min(longest_pause(&shared));
                 if wait_out(&shared, &mut snapshots, &id, &endpoints, pause).await {
                     backoff = shared.limits.backoff_min;
                 }
             }
         }
     }
+}
+
+/// One that dials many members at a time is less eager.
+fn longest_pause(shared: &Shared) -> Duration {
+    let members = shared.snapshot.borrow().as_ref().map_or(0, |held| held.members.len());
+    shared.limits.backoff_max.mul_f64((members as f64 / EAGER_MEMBERS).max(1.0))
 }
 
 /// Waits, but not for a member whose endpoints changed or that dialled us meanwhile: says whether one of these happened.
@@ -315,7 +340,7 @@ pub(crate) async fn connect(
     let failed = |detail: String| SessionError::Connect { address, detail };
     let connecting = shared.dialling.connect_with(config, address, SERVER_NAME);
     let connecting = connecting.map_err(|error| failed(error.to_string()))?;
-    let limit = shared.limits.handshake;
+    let limit = shared.limits.dial;
     match tokio::time::timeout(limit, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(ConnectionError::TransportError(error))) if (0x100..0x200).contains(&u64::from(error.code)) => {

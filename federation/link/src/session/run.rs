@@ -17,6 +17,7 @@ use super::Streams;
 use crate::{
     Event, Shared,
     endpoint::code,
+    intake,
     limits::{CLOCK_SKEW_ALARM, HEARTBEAT_STALL_MAX, HEARTBEATS_MISSED_MAX, OPENINGS_MAX, WRITE_STALL_MAX},
     metrics,
     registry::{Direction, Session, lock},
@@ -374,7 +375,8 @@ async fn read_replication(shared: &Arc<Shared>, session: &Arc<Session>, mut rece
                 }
             },
             Ok(Frame::Records(records)) if records.envelopes.len() <= wire::ENVELOPES_MAX => {
-                Command::Records { session: session.clone(), envelopes: records.envelopes }
+                let snapshot = shared.snapshot.borrow().clone();
+                Command::Records { session: session.clone(), checked: intake::check(records.envelopes, snapshot).await }
             }
             Ok(Frame::Records(_)) => {
                 return Ending::new(code::PROTOCOL, "too_many_envelopes");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use federation_identity::{LiveSvid, now, tls};
+use federation_identity::{LiveSvid, Signer, now, tls};
 use proto::federation::{Heartbeat, Hello, OpenReplication, OpenTunnel, Records};
 
 use crate::{
@@ -214,6 +214,90 @@ async fn a_forged_record_ends_the_session_and_is_not_kept() {
     assert!(tokio::time::timeout(SOON, answered).await.expect("in time") >= before);
     assert!(connection.close_reason().is_none());
     assert_eq!(east.link.records().borrow().len(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_records_that_are_held_already_ends_the_session() {
+    let patient = crate::Limits { retired_grace: SOON, ..limits() };
+    let east = Cluster::open(Disk::new("east"), Setup { limits: patient, ..Setup::default() }).await;
+    let west = Cluster::open(Disk::new("west"), Setup::outbound_only()).await;
+    west.join(&east).await;
+    west.linked(&east).await;
+    west.allow("genuine").await;
+    east.holds("genuine").await;
+    let before = east.link.records().borrow().len();
+    let genuine = west.link.records().borrow().last().expect("records").raw().to_vec();
+    let (connection, _control, mut replication) = replicating(&west, &east).await;
+    let flood = async {
+        // Five bursts' worth at most: it is over long before.
+        for _ in 0..60 {
+            let frame = Frame::Records(Records { envelopes: vec![genuine.clone(); 1_000] });
+            if wire::write(&mut replication.0, frame).await.is_err() {
+                break;
+            }
+        }
+        closed(&connection).await
+    };
+    assert_eq!(tokio::time::timeout(SOON, flood).await.expect("in time"), "record_budget");
+    assert_eq!(east.link.records().borrow().len(), before);
+}
+
+/// A receipt of west's own, signed by whom it may be.
+fn receipt(west: &Cluster, change: impl FnOnce(&mut federation_model::Receipt)) -> proto::federation::Receipt {
+    let mut receipt = federation_model::Receipt {
+        federation: west.link.snapshot().borrow().as_ref().expect("some").federation,
+        member: west.id(),
+        number: now().as_millis() + 3_600_000,
+        at: now(),
+        whole: true,
+        law: [((west.id(), 1), u64::MAX)].into(),
+        neighbours: Default::default(),
+    };
+    change(&mut receipt);
+    let enforced = proto::convert::encode_receipt(&receipt);
+    let signature = west.disk.signer.sign_receipt(&enforced).expect("signed").to_vec();
+    proto::federation::Receipt { enforced, signature }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receipt_in_anothers_name_ends_the_session_and_counts_for_nothing() {
+    let (east, west) = pair().await;
+    east.allow("rule").await;
+    let record = east.link.records().borrow().last().expect("records").id();
+    let east_id = east.id();
+    let mut forged = receipt(&west, |_| {});
+    forged.signature[7] ^= 1;
+    let table = [
+        ("forged_receipt", forged),
+        ("forged_receipt", receipt(&west, |receipt| receipt.member = east_id)),
+        ("receipt", proto::federation::Receipt { enforced: vec![0xff; 9], signature: vec![0; 64] }),
+        ("receipt", proto::federation::Receipt { enforced: vec![0; 31 * 1024], signature: vec![0; 64] }),
+    ];
+    for (reason, frame) in table {
+        let (connection, mut control) = greeted(&west, &east).await;
+        wire::write(&mut control.0, Frame::Receipt(frame)).await.expect("sent");
+        assert_eq!(closed(&connection).await, reason);
+    }
+    // Of a member that nothing admits, and of another federation: passed over.
+    let stranger = federation_model::ClusterId::from_digest(federation_model::Digest([9; 32]));
+    let (connection, mut control) = greeted(&west, &east).await;
+    let other = federation_model::FederationId::from_digest(federation_model::Digest([9; 32]));
+    let passed_over = [
+        receipt(&west, |receipt| receipt.member = stranger),
+        receipt(&west, |receipt| {
+            receipt.federation = other;
+            receipt.law = [((east_id, 1), u64::MAX)].into();
+        }),
+    ];
+    for frame in passed_over {
+        wire::write(&mut control.0, Frame::Receipt(frame)).await.expect("sent");
+    }
+    // West's own word comes behind them, and is the only one that counts.
+    let confirmed = receipt(&west, |receipt| receipt.law = [((east_id, record.epoch), record.seq)].into());
+    wire::write(&mut control.0, Frame::Receipt(confirmed)).await.expect("sent");
+    until("west confirms", || east.link.enforcement(&record).behind.is_empty()).await;
+    assert_eq!(east.link.enforcement(&record).by.len(), 2);
+    assert!(connection.close_reason().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
