@@ -457,9 +457,7 @@ impl Driver {
     fn publish(&mut self) {
         let started = Instant::now();
         self.revision += 1;
-        let own = self.replica.own();
-        let snapshot = fold(own, self.replica.federation(), self.revision, self.replica.records());
-        let snapshot = snapshot.map(|snapshot| self.narrow(snapshot));
+        let snapshot = self.replica.snapshot(self.revision).map(|snapshot| self.narrow(snapshot));
         match &snapshot {
             Some(snapshot) => drop(self.shared.verifier.publish(&snapshot.bundles)),
             None => drop(self.shared.verifier.publish(&Bundles::default())),
@@ -491,7 +489,7 @@ impl Driver {
         for service in snapshot.catalog.iter().filter(|service| !self.blocked.contains(&service.id.cluster)) {
             catalog.insert(service.clone());
         }
-        (snapshot.bundles, snapshot.catalog) = (bundles, catalog);
+        (snapshot.bundles, snapshot.catalog) = (Arc::new(bundles), catalog);
         snapshot
     }
 }

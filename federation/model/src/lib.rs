@@ -9,11 +9,14 @@ mod authorizer;
 mod bundle;
 mod cluster;
 mod denial;
+mod files;
+mod fold;
 mod intention;
 mod name;
 mod peer;
 mod permit;
 mod record;
+mod records;
 mod reference;
 mod replica;
 mod roll;
@@ -32,6 +35,7 @@ pub use cluster::{
     ReplicationKey, SealingKey,
 };
 pub use denial::{Denial, DenialReason};
+pub use fold::Fold;
 pub use intention::{Action, Intention, IntentionKey, Layer, RuleState};
 pub use name::{AccountName, ClusterName, LABEL_BYTES_MAX, NameError, NamespaceName, ServiceName};
 pub use peer::{Proof, VerifiedPeer};
@@ -40,6 +44,7 @@ pub use record::{
     Admission, Audience, Authentic, Body, Candidate, Export, MemberTerms, Position, RECORD_BYTES_MAX, REPLACES_MAX,
     Record, RecordId, RecordKey,
 };
+pub use records::Records;
 pub use reference::{
     ClusterPattern, DestinationPattern, Label, MESH_ZONE, ReferenceError, ServiceRef, SourcePattern, SourceRef,
 };

@@ -190,6 +190,11 @@ impl<T> Authentic<T> {
         &self.value
     }
 
+    /// The value, shared.
+    pub(crate) fn shared(&self) -> Arc<T> {
+        Arc::clone(&self.value)
+    }
+
     /// The signed envelope, byte for byte.
     pub fn raw(&self) -> &Arc<[u8]> {
         &self.raw
@@ -207,9 +212,15 @@ impl Authentic<Record> {
     }
 
     pub fn key(&self) -> RecordKey {
-        let record = self.value();
-        let writer = record.writer;
-        match &record.body {
+        self.value().key(self.digest)
+    }
+}
+
+impl Record {
+    /// What it is about; `digest` is its own.
+    pub(crate) fn key(&self, digest: Digest) -> RecordKey {
+        let writer = self.writer;
+        match &self.body {
             Body::Founding(candidate) => RecordKey::Admission { cluster: candidate.id, writer },
             Body::Admission(admission) => RecordKey::Admission { cluster: admission.candidate.id, writer },
             Body::Terms(_) => RecordKey::Terms(writer),
@@ -218,17 +229,17 @@ impl Authentic<Record> {
             Body::Intention(intention) => RecordKey::Intention(intention.key.clone()),
             Body::Service(export) => RecordKey::Service {
                 writer,
-                audience: record.audience,
+                audience: self.audience,
                 namespace: export.namespace.clone(),
                 service: export.service.clone(),
             },
             Body::ServiceGone { service, namespace } => RecordKey::Service {
                 writer,
-                audience: record.audience,
+                audience: self.audience,
                 namespace: namespace.clone(),
                 service: service.clone(),
             },
-            Body::Unknown { kind, .. } => RecordKey::Unknown { writer, kind: *kind, digest: self.digest },
+            Body::Unknown { kind, .. } => RecordKey::Unknown { writer, kind: *kind, digest },
         }
     }
 }

@@ -11,11 +11,24 @@ use crate::{
 };
 
 /// The members, and the admissions that were held back.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Roll {
     pub(crate) members: Members,
     /// Admissions whose name or trust domain was another's already, in order of arrival.
     pub(crate) held: Vec<RecordId>,
+}
+
+impl Roll {
+    /// Whether a record counts: its writer is a member.
+    pub(crate) fn counts(&self, id: &RecordId) -> bool {
+        self.members.get(&id.writer).is_some()
+    }
+
+    /// Whether every record means the same under both: they differ in nothing but where members are reached.
+    pub(crate) fn agrees(&self, other: &Self) -> bool {
+        let meaning = |member: &Member| Member { endpoints: Vec::new(), ..member.clone() };
+        self.members.iter().map(meaning).eq(other.members.iter().map(meaning))
+    }
 }
 
 /// What of the records decides the roll.
