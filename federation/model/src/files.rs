@@ -68,13 +68,41 @@ struct File {
     fallen: Vec<Filed>,
 }
 
+impl File {
+    fn take(&mut self, key: &RecordKey, mut new: Filed, early: &mut Early, roll: &Roll) {
+        let id = new.id();
+        if !roll.counts(&id) {
+            self.fallen.reserve_exact(usize::from(self.fallen.is_empty()));
+            self.fallen.push(new);
+            return;
+        }
+        let members = &roll.members;
+        for target in &new.record.replaces {
+            match self.standing.iter_mut().rev().find(|held| held.is(target)) {
+                Some(held) => held.left = held.left & !taken(id.writer, held, key, members),
+                None => wait(early, target, id, Some(key.clone())),
+            }
+        }
+        let waiting = early.get(&id).into_iter().flatten();
+        for (by, _) in waiting.filter(|(by, under)| under.as_ref() == Some(key) && roll.counts(by)) {
+            new.left = new.left & !taken(by.writer, &new, key, members);
+        }
+        // Most keys are written once.
+        self.standing.reserve_exact(usize::from(self.standing.is_empty()));
+        self.standing.push(new);
+        self.fallen.extend(self.standing.extract_if(.., |held| !held.stands(key, members)));
+    }
+}
+
 /// Every record, by its key.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Files {
     files: HashMap<RecordKey, File>,
     /// By what is replaced: replacements of what did not stand under the same key when they came, with their own key.
-    early: HashMap<RecordId, BTreeMap<RecordId, Option<RecordKey>>>,
+    early: Early,
 }
+
+type Early = HashMap<RecordId, BTreeMap<RecordId, Option<RecordKey>>>;
 
 impl Files {
     /// Files a record. Its key, unless it has none under which it could be replaced.
@@ -82,39 +110,17 @@ impl Files {
         let key = has_key(&record).then(|| record.key(id.digest));
         match &key {
             Some(key) => self.file(key, Filed::new(id.digest, record), roll),
-            None => record.replaces.iter().for_each(|target| self.wait(target, id, None)),
+            None => record.replaces.iter().for_each(|target| wait(&mut self.early, target, id, None)),
         }
         key
     }
 
-    fn file(&mut self, key: &RecordKey, mut new: Filed, roll: &Roll) {
-        let mut file = self.files.remove(key).unwrap_or_default();
-        let id = new.id();
-        if roll.counts(&id) {
-            let members = &roll.members;
-            for target in &new.record.replaces {
-                match file.standing.iter_mut().rev().find(|held| held.is(target)) {
-                    Some(held) => held.left = held.left & !taken(id.writer, held, key, members),
-                    None => self.wait(target, id, Some(key.clone())),
-                }
-            }
-            let early = self.early.get(&id).into_iter().flatten();
-            for (by, _) in early.filter(|(by, under)| under.as_ref() == Some(key) && roll.counts(by)) {
-                new.left = new.left & !taken(by.writer, &new, key, members);
-            }
-            // Most keys are written once.
-            file.standing.reserve_exact(usize::from(file.standing.is_empty()));
-            file.standing.push(new);
-            let fallen = file.standing.extract_if(.., |held| !held.stands(key, members));
-            file.fallen.extend(fallen);
-        } else {
-            file.fallen.push(new);
+    fn file(&mut self, key: &RecordKey, new: Filed, roll: &Roll) {
+        let Self { files, early } = self;
+        match files.get_mut(key) {
+            Some(file) => file.take(key, new, early, roll),
+            None => files.entry(key.clone()).or_default().take(key, new, early, roll),
         }
-        self.files.insert(key.clone(), file);
-    }
-
-    fn wait(&mut self, target: &RecordId, by: RecordId, under: Option<RecordKey>) {
-        self.early.entry(*target).or_default().insert(by, under);
     }
 
     fn wait_no_more(&mut self, record: &Record, by: &RecordId) {
@@ -142,16 +148,15 @@ impl Files {
 
     /// Judges every replacement anew: who counts, or who makes law, is no longer the same.
     pub(crate) fn recount(&mut self, roll: &Roll) {
-        let Self { files, early } = std::mem::take(self);
-        self.files.reserve(files.len());
-        for (target, waiting) in early {
-            let keyless = waiting.into_iter().filter(|(_, under)| under.is_none());
-            keyless.for_each(|(by, _)| self.wait(&target, by, None));
+        let Self { files, early } = self;
+        for waiting in early.values_mut() {
+            waiting.retain(|_, under| under.is_none());
         }
-        for (key, File { standing, fallen }) in files {
-            for held in standing.into_iter().chain(fallen) {
-                self.file(&key, Filed::new(held.digest, held.record), roll);
-            }
+        early.retain(|_, waiting| !waiting.is_empty());
+        for (key, file) in files {
+            let mut held = std::mem::take(&mut file.fallen);
+            held.append(&mut file.standing);
+            held.into_iter().for_each(|held| file.take(key, Filed::new(held.digest, held.record), early, roll));
         }
     }
 
@@ -170,6 +175,11 @@ impl Files {
         let by = self.early.get(id).into_iter().flat_map(BTreeMap::keys);
         by.into_iter().any(|by| by.writer == id.writer && roll.counts(by))
     }
+}
+
+/// Notes that what `by` says, under that key, replaces `target`.
+fn wait(early: &mut Early, target: &RecordId, by: RecordId, under: Option<RecordKey>) {
+    early.entry(*target).or_default().insert(by, under);
 }
 
 /// The capacities that a replacement by `writer` takes from `old`.
