@@ -2,7 +2,7 @@
 //!
 //! In: nothing. Out: figures by name. Never: signs or stores anything: records are made with made-up digests.
 
-use std::{collections::BTreeMap, hint::black_box, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, hint::black_box, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use federation_model::{
@@ -11,6 +11,7 @@ use federation_model::{
     ReplicationKey, RuleState, SealingKey, ServiceId, SourcePattern, SpiffeId, Timestamp, TrustDomain, fold,
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 const SIZES: [u32; 3] = [1_000, 10_000, 100_000];
 /// Changes that are measured at each size.

@@ -2,6 +2,8 @@
 //!
 //! In: the name of a part. Out: one JSON object, on stdout and in FILE. Never: judges a figure; whoever reads it does.
 
+#![allow(clippy::result_large_err, reason = "an error ends the program, and is made once")]
+
 mod federation;
 
 use std::{path::PathBuf, process::ExitCode};
