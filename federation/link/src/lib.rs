@@ -47,8 +47,8 @@ use std::{
 
 use federation_identity::{LiveSvid, Signer, Verifier, seal::Kek};
 use federation_model::{
-    Audience, Authentic, Body, Candidate, ClusterId, ClusterName, ConnectionId, DenialReason, Endpoint, MemberTerms,
-    Record, RecordId, Snapshot, Timestamp, VerifiedPeer,
+    Audience, Body, Candidate, ClusterId, ClusterName, ConnectionId, DenialReason, Endpoint, MemberTerms, RecordId,
+    Records, Snapshot, Timestamp, VerifiedPeer,
 };
 use federation_store::{Store, StoreError};
 use proto::federation::{Denied, Extend};
@@ -134,7 +134,7 @@ pub(crate) struct Shared {
     dialling: quinn::Endpoint,
     registry: Registry,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
-    records: watch::Sender<Arc<Vec<Authentic<Record>>>>,
+    records: watch::Sender<Records>,
     blocked: watch::Sender<Arc<BTreeSet<ClusterId>>>,
     driver: mpsc::Sender<Command>,
     tunnels: mpsc::Sender<Tunnel>,
@@ -203,7 +203,7 @@ impl Link {
     }
 
     /// Every record held, in order of arrival, as it changes; never behind the snapshot.
-    pub fn records(&self) -> watch::Receiver<Arc<Vec<Authentic<Record>>>> {
+    pub fn records(&self) -> watch::Receiver<Records> {
         self.shared.records.subscribe()
     }
 

@@ -67,7 +67,7 @@ pub(crate) async fn open(options: Options) -> Result<(Link, Incoming), LinkError
         dialling,
         registry: Registry::new(own),
         snapshot: watch::Sender::new(None),
-        records: watch::Sender::new(Arc::default()),
+        records: watch::Sender::default(),
         blocked: watch::Sender::new(Arc::default()),
         driver,
         tunnels,

@@ -462,7 +462,7 @@ impl Driver {
             Some(snapshot) => drop(self.shared.verifier.publish(&snapshot.bundles)),
             None => drop(self.shared.verifier.publish(&Bundles::default())),
         }
-        self.shared.records.send_replace(Arc::new(self.replica.records().cloned().collect()));
+        self.shared.records.send_replace(self.replica.list().clone());
         self.shared.snapshot.send_replace(snapshot.map(Arc::new));
         self.unpublished.clear();
         self.dirty = false;

@@ -36,7 +36,7 @@ impl Records {
     }
 
     /// In order of arrival.
-    pub fn iter(&self) -> impl Iterator<Item = &Authentic<Record>> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Authentic<Record>> {
         self.held.values()
     }
 
@@ -45,9 +45,9 @@ impl Records {
         self.held.range(arrival..).map(|(_, record)| record)
     }
 
-    /// The newest, with its arrival.
-    pub fn last(&self) -> Option<(u64, &Authentic<Record>)> {
-        self.held.last().map(|(arrival, record)| (*arrival, record))
+    /// The newest that is held.
+    pub fn last(&self) -> Option<&Authentic<Record>> {
+        self.held.last().map(|(_, record)| record)
     }
 
     /// The arrival of whatever comes next.
@@ -97,7 +97,7 @@ mod tests {
         let ids = |list: &Records, from| list.since(from).map(Authentic::<Record>::id).collect::<Vec<_>>();
         assert_eq!(ids(&list, 2), vec![copy.get(2).expect("held").id(), gone.id()]);
         assert_eq!(ids(&copy, 1), vec![gone.id(), copy.get(2).expect("held").id()]);
-        assert_eq!(copy.last().map(|(arrival, _)| arrival), Some(2));
+        assert_eq!(copy.last().map(Authentic::<Record>::id), copy.get(2).map(Authentic::<Record>::id));
         assert!(Records::default().is_empty() && Records::default().last().is_none());
     }
 }

@@ -10,8 +10,8 @@ use std::{
 
 use federation_identity::{LiveSvid, Svid, SvidKey, Verifier, tls};
 use federation_model::{
-    AccountRef, Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Record, RecordId, Snapshot, SpiffeId,
-    TokenId, VerifiedPeer,
+    AccountRef, Audience, Body, ClusterId, ClusterName, ConnectionId, RecordId, Records, Snapshot, SpiffeId, TokenId,
+    VerifiedPeer,
 };
 use federation_store::{Change, Damage, Key, Kind as Rows, Revision, Row, Store, StoreError};
 use gateway_api::{
@@ -41,7 +41,7 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 pub(crate) struct FakeLinks {
     federation: Mutex<Federation>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
-    records: watch::Sender<Arc<Vec<Authentic<Record>>>>,
+    records: watch::Sender<Records>,
     verifier: Verifier,
     pub(crate) states: Mutex<Vec<LinkState>>,
 }
@@ -114,7 +114,7 @@ impl Links for FakeLinks {
         self.snapshot.subscribe()
     }
 
-    fn records(&self) -> watch::Receiver<Arc<Vec<Authentic<Record>>>> {
+    fn records(&self) -> watch::Receiver<Records> {
         self.records.subscribe()
     }
 
