@@ -12,10 +12,11 @@ use serde_json::Value;
 const ASSERTIONS: [&str; 2] = ["VerifiedPeer::assertion(", "Authentic::assertion("];
 const ASSERTING_ROOM: &str = "federation/identity/src/";
 /// Code that is in no product: it makes proofs so that rules can be tried without cryptography, where identity cannot be
-/// used (model uses nothing, the simulation has no keys). Files, and folders with all that is in them.
-const TRUSTED: [&str; 4] = [
+/// used (model uses nothing, simulation and figures have no keys). Files, and folders with all that is in them.
+const TRUSTED: [&str; 5] = [
     "federation/model/src/authorizer/tests.rs",
     "federation/model/src/testing.rs",
+    "testbed/src/bench/",
     "testbed/src/sim/",
     "testbed/tests/tidy.rs",
 ];

@@ -49,8 +49,8 @@ use std::{
 
 use federation_identity::{LiveSvid, Signer, Verifier, seal::Kek};
 use federation_model::{
-    Audience, Authentic, Body, Candidate, ClusterId, ClusterName, ConnectionId, DenialReason, Endpoint, Enforcement,
-    MemberTerms, Record, RecordId, Snapshot, Timestamp, VerifiedPeer,
+    Audience, Body, Candidate, ClusterId, ClusterName, ConnectionId, DenialReason, Endpoint, Enforcement, MemberTerms,
+    RecordId, Records, Snapshot, Timestamp, VerifiedPeer,
 };
 use federation_store::{Store, StoreError};
 use proto::federation::{Denied, Extend};
@@ -137,7 +137,7 @@ pub(crate) struct Shared {
     dialling: quinn::Endpoint,
     registry: Registry,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
-    records: watch::Sender<Arc<Vec<Authentic<Record>>>>,
+    records: watch::Sender<Records>,
     receipts: receipts::Table,
     driver: mpsc::Sender<Command>,
     tunnels: mpsc::Sender<Tunnel>,
@@ -206,7 +206,7 @@ impl Link {
     }
 
     /// Every record held, in order of arrival, as it changes; never behind the snapshot.
-    pub fn records(&self) -> watch::Receiver<Arc<Vec<Authentic<Record>>>> {
+    pub fn records(&self) -> watch::Receiver<Records> {
         self.shared.records.subscribe()
     }
 

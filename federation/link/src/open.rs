@@ -63,7 +63,7 @@ pub(crate) async fn open(options: Options) -> Result<(Link, Incoming), LinkError
         dialling,
         registry: Registry::new(own),
         snapshot: watch::Sender::new(None),
-        records: watch::Sender::new(Arc::default()),
+        records: watch::Sender::default(),
         receipts: Default::default(),
         driver,
         tunnels,

@@ -492,13 +492,12 @@ impl Driver {
     fn publish(&mut self) {
         let started = Instant::now();
         self.revision += 1;
-        let own = self.replica.own();
-        let snapshot = fold(own, self.replica.federation(), self.revision, self.replica.records());
+        let snapshot = self.replica.snapshot(self.revision);
         match &snapshot {
             Some(snapshot) => drop(self.shared.verifier.publish(&snapshot.bundles)),
             None => drop(self.shared.verifier.publish(&Bundles::default())),
         }
-        self.shared.records.send_replace(Arc::new(self.replica.records().cloned().collect()));
+        self.shared.records.send_replace(self.replica.list().clone());
         self.shared.snapshot.send_replace(snapshot.map(Arc::new));
         self.unpublished.clear();
         self.dirty = false;

@@ -49,7 +49,7 @@ pub(crate) async fn resolve(endpoint: &Endpoint, limit: Duration) -> Result<Vec<
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut snapshots = shared.snapshot.subscribe();
     let mut tasks: HashMap<ClusterId, CancellationToken> = HashMap::new();
-    let mut bundles = Bundles::default();
+    let mut bundles: Arc<Bundles> = Arc::default();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         if let Some(snapshot) = &snapshot {

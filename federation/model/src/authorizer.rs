@@ -1,8 +1,8 @@
 //! Compiles intentions into an [`Authorizer`].
 //!
-//! In: every intention, local and replicated, replaced ones included. Out: one immutable table, found by destination and
-//! source in a bounded number of probes. Never: looks at sockets, certificates or the clock. Empty input denies
-//! everything.
+//! In: what stands of every intention, local and replicated. Out: one table, found by destination and source in a bounded
+//! number of probes; copies share it, and changing one key costs the same however many there are. Never: looks at
+//! sockets, certificates or the clock. Empty input denies everything.
 //!
 //! The order of judgement: a guardrail, a timed deny, a record that cannot be understood, then the rules. Among the
 //! rules a call needs an allow as the highest of what the destination's cluster and the lawmakers say, and no deny as
@@ -10,15 +10,19 @@
 
 mod compile;
 mod index;
+mod mixer;
+mod table;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use self::index::{Law, Verdict};
 use crate::{
-    Action, ClusterId, Conflict, Denial, DenialReason, IntentionKey, Member, Members, Passage, Permit, Proof, Record, RecordId,
-    Relay, RuleState, Service, ServiceId, SpiffeId, Timestamp, VerifiedPeer,
+    Action, Body, ClusterId, Conflict, Denial, DenialReason, IntentionKey, Member, Members, Passage, Permit, Proof,
+    Record, RecordId, RecordKey, Relay, RuleState, Service, ServiceId, SpiffeId, Timestamp, VerifiedPeer,
+    files::{Filed, Files},
+    roll::Roll,
 };
 
 /// What the law says of a pair, and why.
@@ -57,17 +61,53 @@ pub struct Standing {
 /// The compiled law. The default denies everything.
 #[derive(Clone, Debug, Default)]
 pub struct Authorizer {
-    law: Arc<Law>,
+    law: Law,
+    /// Made when somebody asks: a list of all that stands.
+    explained: Arc<OnceLock<Vec<Standing>>>,
     own: Option<ClusterId>,
     revision: u64,
 }
 
 impl Authorizer {
-    /// Compiles the law out of whatever records are given; those that are no rules are passed over.
-    ///
-    /// Entitlement is judged here by `members`, so a change of who makes law needs a new compilation.
+    /// Compiles the law out of whatever records are given, replaced ones included; those that are no rules, or of no
+    /// member, are passed over.
     pub fn compile<'a>(rules: impl Iterator<Item = (RecordId, &'a Record)>, members: &Members) -> Self {
-        Self { law: Arc::new(compile::law(rules, members)), own: None, revision: 0 }
+        let roll = Roll::of(members.clone());
+        let (mut files, mut opaque) = (Files::default(), Vec::new());
+        for (id, record) in rules {
+            files.take(id, Arc::new(record.clone()), &roll);
+            if let Body::Unknown { kind, critical: true } = record.body {
+                opaque.push((id, kind));
+            }
+        }
+        let mut authorizer = Self::new(Arc::new(roll.members.clone()));
+        for key in files.keys() {
+            if let RecordKey::Intention(intention) = key {
+                authorizer.rule(intention, files.standing(key));
+            }
+        }
+        authorizer.set_opaque(opaque.into_iter().filter(|(id, _)| !files.is_replaced(id, &roll)));
+        authorizer
+    }
+
+    /// A law without rules. Entitlement is judged by `members`: a change of who makes law needs a new one.
+    pub(crate) fn new(members: Arc<Members>) -> Self {
+        Self { law: Law::new(members), ..Self::default() }
+    }
+
+    /// The members by whose names rules are told, if they differ in nothing else from those of before.
+    pub(crate) fn set_members(&mut self, members: Arc<Members>) {
+        self.law.members = members;
+    }
+
+    /// What stands of one key from now on.
+    pub(crate) fn rule(&mut self, key: &IntentionKey, standing: &[Filed]) {
+        compile::rule(&mut self.law, key, standing);
+    }
+
+    /// The critical records that this version does not understand, each with its kind: they deny their writers' own.
+    pub(crate) fn set_opaque(&mut self, opaque: impl Iterator<Item = (RecordId, u32)>) {
+        self.law.set_opaque(opaque);
     }
 
     /// The same law as it stands in cluster `own` at a snapshot's revision, which permits then carry.
@@ -75,7 +115,7 @@ impl Authorizer {
     /// Without it every passage needs a session, its source being nobody's own.
     #[must_use]
     pub fn at(self, own: ClusterId, revision: u64) -> Self {
-        Self { own: Some(own), revision, ..self }
+        Self { own: Some(own), revision, explained: Arc::default(), ..self }
     }
 
     /// What the law says of `source` calling `service`, without any proof: for `check` and lists, never for a stream.
@@ -84,14 +124,14 @@ impl Authorizer {
             Verdict::Allow(rule) => Decision {
                 action: Action::Allow,
                 reason: None,
-                rule: Some(rule.id),
-                rule_text: Some(rule.text.to_owned()),
+                rule: Some(rule.id()),
+                rule_text: Some(compile::words(&rule, &self.law.members)),
             },
             Verdict::Deny(reason, rule) => Decision {
                 action: Action::Deny,
                 reason: Some(reason),
-                rule: rule.map(|rule| rule.id),
-                rule_text: rule.map(|rule| rule.text.to_owned()),
+                rule: rule.map(|rule| rule.id()),
+                rule_text: rule.map(|rule| compile::words(&rule, &self.law.members)),
             },
         }
     }
@@ -102,7 +142,7 @@ impl Authorizer {
     /// The wrong proof, an ended credential, or the law's denial.
     pub fn authorize(&self, peer: &VerifiedPeer, service: &Service, now: Timestamp) -> Result<Permit, Denial> {
         if !matches!(peer.proof(), Proof::Tls | Proof::Own) {
-            return Err(denial(DenialReason::WrongProof, peer, service, None));
+            return Err(self.denial(DenialReason::WrongProof, peer, service, None));
         }
         let rule = self.leave(peer, service, now)?;
         Ok(Permit {
@@ -130,7 +170,7 @@ impl Authorizer {
         service: &Service,
         now: Timestamp,
     ) -> Result<Passage, Denial> {
-        let refuse = |reason| Err(denial(reason, signed, service, None));
+        let refuse = |reason| Err(self.denial(reason, signed, service, None));
         let relays =
             |member: Option<&Member>| member.is_some_and(|held| held.relay == Relay::Members && held.state.is_active());
         if signed.proof() != Proof::Signed {
@@ -168,23 +208,46 @@ impl Authorizer {
         })
     }
 
-    /// How every live version of every intention stands, in the order in which they are weighed.
+    /// How every live version of every intention stands, in the order in which they are weighed: for people.
     ///
-    /// Lone tombstones are left out: what they deleted is gone.
+    /// Made when it is first asked for, at a cost that grows with the law; [`Authorizer::standings`] is cheap. Lone
+    /// tombstones are left out: what they deleted is gone.
     pub fn explain(&self) -> &[Standing] {
-        &self.law.standings
+        self.explained.get_or_init(|| {
+            let mut rulings: Vec<_> = self.law.rulings().collect();
+            rulings.sort_by_cached_key(|ruling| ruling.key().map(index::weight));
+            rulings.into_iter().flat_map(|ruling| compile::standings(ruling, &self.law.members)).collect()
+        })
     }
 
-    /// Intentions with concurrent versions that nobody has resolved.
+    /// How the live versions of one intention stand, in order of id.
+    pub fn standings(&self, key: &IntentionKey) -> Vec<Standing> {
+        let ruling = self.law.ruling(key).into_iter();
+        ruling.flat_map(|ruling| compile::standings(ruling, &self.law.members)).collect()
+    }
+
+    /// Number of live versions: of [`Authorizer::explain`].
+    pub fn len(&self) -> usize {
+        self.law.versions()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Intentions with concurrent versions that nobody has resolved, in the order in which they are weighed.
     pub fn conflicts(&self) -> Vec<Conflict> {
-        let mut found: Vec<Conflict> = Vec::new();
-        for standing in self.law.standings.iter().filter(|standing| standing.conflict) {
-            match found.last_mut() {
-                Some(last) if last.key == standing.key => last.siblings.push(standing.id),
-                _ => found.push(Conflict { key: standing.key.clone(), siblings: vec![standing.id] }),
-            }
-        }
-        found
+        let siblings = |ruling| {
+            let standings = compile::standings(ruling, &self.law.members);
+            standings.filter(|standing| standing.conflict).map(|standing| standing.id).collect()
+        };
+        let found = self.law.conflicts().filter_map(|ruling| Some((ruling, ruling.key()?.clone())));
+        found.map(|(ruling, key)| Conflict { key, siblings: siblings(ruling) }).collect()
+    }
+
+    /// Number of [`Authorizer::conflicts`].
+    pub fn conflict_count(&self) -> usize {
+        self.law.conflict_count()
     }
 
     /// The reason of a pair's decision without any words: for figures and comparisons.
@@ -195,21 +258,27 @@ impl Authorizer {
     /// The rule that allows it, or the denial. What every leave rests on.
     fn leave(&self, peer: &VerifiedPeer, service: &Service, now: Timestamp) -> Result<RecordId, Denial> {
         if now >= peer.not_after() {
-            return Err(denial(DenialReason::Expired, peer, service, None));
+            return Err(self.denial(DenialReason::Expired, peer, service, None));
         }
         match self.law.judge(peer.id(), &service.id) {
-            Verdict::Allow(rule) => Ok(rule.id),
-            Verdict::Deny(reason, rule) => Err(denial(reason, peer, service, rule)),
+            Verdict::Allow(rule) => Ok(rule.id()),
+            Verdict::Deny(reason, rule) => Err(self.denial(reason, peer, service, rule)),
         }
     }
-}
 
-fn denial(reason: DenialReason, peer: &VerifiedPeer, service: &Service, rule: Option<index::Cause<'_>>) -> Denial {
-    Denial {
-        reason,
-        source: Some(peer.id().clone()),
-        destination: service.name.to_string(),
-        rule: rule.map(|rule| rule.id),
-        rule_text: rule.map(|rule| rule.text.to_owned()),
+    fn denial(
+        &self,
+        reason: DenialReason,
+        peer: &VerifiedPeer,
+        service: &Service,
+        rule: Option<index::Cause<'_>>,
+    ) -> Denial {
+        Denial {
+            reason,
+            source: Some(peer.id().clone()),
+            destination: service.name.to_string(),
+            rule: rule.map(|rule| rule.id()),
+            rule_text: rule.map(|rule| compile::words(&rule, &self.law.members)),
+        }
     }
 }

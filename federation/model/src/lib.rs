@@ -9,12 +9,15 @@ mod authorizer;
 mod bundle;
 mod cluster;
 mod denial;
+mod files;
+mod fold;
 mod intention;
 mod name;
 mod peer;
 mod permit;
 mod receipt;
 mod record;
+mod records;
 mod reference;
 mod replica;
 mod roll;
@@ -33,6 +36,7 @@ pub use cluster::{
     MemberState, Members, Relay, ReplicationKey, SealingKey,
 };
 pub use denial::{Denial, DenialReason};
+pub use fold::Fold;
 pub use intention::{Action, Intention, IntentionKey, Layer, RuleState};
 pub use name::{AccountName, ClusterName, LABEL_BYTES_MAX, NameError, NamespaceName, ServiceName};
 pub use peer::{Proof, VerifiedPeer};
@@ -44,6 +48,7 @@ pub use record::{
     Admission, Audience, Authentic, Body, Candidate, DESPITE_MAX, Eviction, Export, MemberTerms, Position,
     RECORD_BYTES_MAX, REPLACES_MAX, Record, RecordId, RecordKey, Stance,
 };
+pub use records::Records;
 pub use reference::{
     ClusterPattern, DestinationPattern, Label, MESH_ZONE, ReferenceError, ServiceRef, SourcePattern, SourceRef,
 };

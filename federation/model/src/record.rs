@@ -235,6 +235,11 @@ impl<T> Authentic<T> {
         &self.value
     }
 
+    /// The value, shared.
+    pub(crate) fn shared(&self) -> Arc<T> {
+        Arc::clone(&self.value)
+    }
+
     /// The signed envelope, byte for byte.
     pub fn raw(&self) -> &Arc<[u8]> {
         &self.raw
@@ -252,8 +257,14 @@ impl Authentic<Record> {
     }
 
     pub fn key(&self) -> RecordKey {
-        let record = self.value();
-        record.body.key(record.writer, record.audience, self.digest)
+        self.value().key(self.digest)
+    }
+}
+
+impl Record {
+    /// What it is about; `digest` is its own.
+    pub(crate) fn key(&self, digest: Digest) -> RecordKey {
+        self.body.key(self.writer, self.audience, digest)
     }
 }
 

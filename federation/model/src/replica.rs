@@ -20,9 +20,10 @@ use std::{
 
 use self::log::Log;
 use crate::{
-    Audience, Authentic, Body, ClusterId, Digest, EPOCHS_MAX, FederationId, Head, Intention, Position, REPLACES_MAX,
-    Record, RecordId, RecordKey, ReplicationKey, Vector, roll,
-    standing::{self, Capacities, Version},
+    Audience, Authentic, ClusterId, Digest, EPOCHS_MAX, FederationId, Fold, Head, Position, REPLACES_MAX, Record,
+    RecordId, RecordKey, Records, ReplicationKey, Snapshot, Vector,
+    files::Filed,
+    standing::{self, Capacities},
 };
 
 /// Most records in one message.
@@ -124,12 +125,10 @@ pub struct Replica {
     own: ClusterId,
     federation: FederationId,
     /// All that is held, by order of arrival.
-    records: BTreeMap<u64, Authentic<Record>>,
-    arrivals: u64,
+    records: Records,
+    /// The same under their keys, as snapshots are made from it.
+    fold: Fold,
     logs: BTreeMap<(ClusterId, Audience), Log>,
-    keys: BTreeMap<RecordKey, Vec<u64>>,
-    /// Founding, admission, lawmaker and terms records: what the roll is read from.
-    papers: BTreeSet<u64>,
     /// Whoever a chain of admissions leads to, with its key. Names play no part: all replicas must agree on it.
     writers: BTreeMap<ClusterId, ReplicationKey>,
     peers: BTreeMap<ClusterId, Peer>,
@@ -155,11 +154,9 @@ impl Replica {
         Self {
             own,
             federation,
-            records: BTreeMap::new(),
-            arrivals: 0,
+            records: Records::default(),
+            fold: Fold::new(own, federation),
             logs: BTreeMap::new(),
-            keys: BTreeMap::new(),
-            papers: BTreeSet::new(),
             writers: BTreeMap::new(),
             peers: BTreeMap::new(),
             floors: BTreeMap::new(),
@@ -213,6 +210,7 @@ impl Replica {
             // In order of place each further round gets at least one admission further.
             waiting.sort_by_key(Authentic::<Record>::id);
         }
+        self.fold.refresh();
         let own = self.own;
         for record in waiting.iter().filter(|record| record.value().writer == own) {
             let Record { audience, epoch, .. } = *record.value();
@@ -255,28 +253,22 @@ impl Replica {
 
     /// The live records of a key that a write by this cluster may replace, at most [`REPLACES_MAX`], newest last.
     pub fn replaceable(&self, key: &RecordKey) -> Vec<RecordId> {
-        let held: Vec<&Authentic<Record>> =
-            self.keys.get(key).into_iter().flatten().filter_map(|arrival| self.records.get(arrival)).collect();
+        let members = &self.fold.roll().members;
+        let standing = self.fold.standing(key).iter();
         let mut found: Vec<RecordId> = match key {
             RecordKey::Intention(key) => {
-                let members = self.members();
-                let versions: Vec<Version<'_>> = held.iter().filter_map(|record| version(record)).collect();
-                let left = standing::remaining(&versions, key, &members);
-                let live = versions.iter().zip(left).filter(|(version, left)| {
-                    let useful = standing::taken(self.own, version, key, &members) & *left;
-                    let possible = Capacities::possible(version.id.writer, key, &members);
+                let may_replace = |version: &standing::Version, left: Capacities| {
+                    let useful = standing::taken(self.own, version, key, members) & left;
+                    let possible = Capacities::possible(version.id.writer, key, members);
                     // What can never count may be cleared away, too.
                     let effect = if possible.is_empty() { useful } else { useful & possible };
-                    standing::is_live(version, *left, key, &members)
-                        && (version.id.writer == self.own || !effect.is_empty())
-                });
-                live.map(|(version, _)| version.id).collect()
+                    version.id.writer == self.own || !effect.is_empty()
+                };
+                let versions = standing.filter_map(|held| Some((held.version()?, held.left)));
+                versions.filter(|(version, left)| may_replace(version, *left)).map(|(version, _)| version.id).collect()
             }
             _ => {
-                let replaced: BTreeSet<RecordId> =
-                    held.iter().flat_map(|record| roll::own_replaced(record.value())).collect();
-                let own = held.iter().filter(|record| record.value().writer == self.own);
-                let own = own.map(|record| record.id()).filter(|id| !replaced.contains(id));
+                let own = standing.filter(|held| held.record.writer == self.own).map(Filed::id);
                 match key {
                     // Whoever admits one that left takes its leaving back.
                     RecordKey::Admission { cluster, .. } => self.leaves(*cluster).chain(own).collect(),
@@ -292,8 +284,7 @@ impl Replica {
 
     /// Records by which a cluster said that it leaves.
     fn leaves(&self, cluster: ClusterId) -> impl Iterator<Item = RecordId> {
-        let held = self.keys.get(&RecordKey::Eviction { cluster, writer: cluster }).into_iter().flatten();
-        held.filter_map(|arrival| self.records.get(arrival)).map(Authentic::<Record>::id)
+        self.fold.standing(&RecordKey::Eviction { cluster, writer: cluster }).iter().map(Filed::id)
     }
 
     /// The replication key with which records of `writer` must be signed; `None` while nothing admits it.
@@ -303,7 +294,19 @@ impl Replica {
 
     /// Every record that counts as seen, replaced ones included, in order of arrival: what [`crate::fold`] takes.
     pub fn records(&self) -> impl Iterator<Item = &Authentic<Record>> {
-        self.records.values()
+        self.records.iter()
+    }
+
+    /// The same as a list to share: a copy costs nothing and stays as it is.
+    pub fn list(&self) -> &Records {
+        &self.records
+    }
+
+    /// What all that is held says, as [`crate::fold`] would make it; the cost follows what changed since the last one.
+    ///
+    /// `None` while the records do not hold this cluster's admission: no snapshot means deny.
+    pub fn snapshot(&mut self, revision: u64) -> Option<Snapshot> {
+        self.fold.snapshot(revision)
     }
 
     /// Number of [`Replica::records`].
@@ -401,7 +404,7 @@ impl Replica {
         if claims_more {
             effects.push(self.ask(peer));
         }
-        let lacking = arrivals.iter().filter_map(|arrival| self.records.get(arrival));
+        let lacking = arrivals.iter().filter_map(|arrival| self.records.get(*arrival));
         send(peer, lacking.map(|record| record.raw().clone()), &mut effects);
         effects
     }
@@ -450,12 +453,6 @@ impl Replica {
         effects
     }
 
-    /// The roll as this replica's records tell it.
-    fn members(&self) -> crate::Members {
-        roll::call(self.own, self.federation, self.papers.iter().filter_map(|arrival| self.records.get(arrival)))
-            .members
-    }
-
     fn ask(&self, peer: ClusterId) -> Effect {
         let vector = self.vector_where(|writer, audience| self.shares(peer, writer, audience));
         Effect::Send { peer, message: Message::Vector(vector) }
@@ -469,14 +466,8 @@ impl Replica {
         vector
     }
 
-    /// Whether a log may travel between this cluster and `peer`: what one member alone may see goes nowhere else.
     fn shares(&self, peer: ClusterId, writer: ClusterId, audience: Audience) -> bool {
-        match audience {
-            Audience::Law | Audience::All => true,
-            Audience::Member(reader) => {
-                reader != writer && ((writer == self.own && reader == peer) || (writer == peer && reader == self.own))
-            }
-        }
+        shares(self.own, peer, writer, audience)
     }
 
     /// A peer that names heads of this cluster's own logs which it does not have shows that the store is not the newest.
@@ -513,6 +504,7 @@ impl Replica {
         if changes.taken.is_empty() {
             return Vec::new();
         }
+        self.fold.refresh();
         let forked: BTreeSet<(ClusterId, Audience, u64)> = changes
             .alarms
             .iter()
@@ -546,38 +538,38 @@ impl Replica {
         forked: &BTreeSet<(ClusterId, Audience, u64)>,
         effects: &mut Vec<Effect>,
     ) {
+        let Self { own, records, logs, peers, .. } = self;
         // A peer that did not say yet how far it is gets all it lacks when it does.
-        let Some(Peer { heads: Some(mut heads), asked }) = self.peers.get(&peer).cloned() else { return };
+        let Some(Peer { heads: Some(heads), .. }) = peers.get_mut(&peer) else { return };
         let mut bytes = Vec::new();
         for record in taken {
             let id = record.id();
             let held = heads.head(id.writer, id.audience, id.epoch).map_or(0, |head| head.seq);
             let in_fork = forked.contains(&(id.writer, id.audience, id.epoch));
-            if !in_fork && held < id.seq && self.shares(peer, id.writer, id.audience) {
-                raise(&mut heads, id.writer, id.audience, id.epoch, Head { seq: id.seq, digest: id.digest });
+            if !in_fork && held < id.seq && shares(*own, peer, id.writer, id.audience) {
+                raise(heads, id.writer, id.audience, id.epoch, Head { seq: id.seq, digest: id.digest });
                 bytes.push(record.raw().clone());
             }
         }
         for (writer, audience, epoch) in forked {
-            if self.shares(peer, *writer, *audience)
-                && let Some(log) = self.logs.get(&(*writer, *audience))
+            if shares(*own, peer, *writer, *audience)
+                && let Some(log) = logs.get(&(*writer, *audience))
             {
-                let siblings = log.siblings(*epoch).filter_map(|arrival| self.records.get(&arrival));
+                let siblings = log.siblings(*epoch).filter_map(|arrival| records.get(arrival));
                 bytes.extend(siblings.map(|record| record.raw().clone()));
             }
         }
-        self.peers.insert(peer, Peer { heads: Some(heads), asked });
         send(peer, bytes.into_iter(), effects);
     }
 }
 
-/// An intention record as a version of its key; `None` for others.
-fn version(record: &Authentic<Record>) -> Option<Version<'_>> {
-    match &record.value().body {
-        Body::Intention(Intention { state, .. }) => {
-            Some(Version { id: record.id(), record: record.value(), state: *state })
+/// Whether a log may travel between `own` and `peer`: what one member alone may see goes nowhere else.
+fn shares(own: ClusterId, peer: ClusterId, writer: ClusterId, audience: Audience) -> bool {
+    match audience {
+        Audience::Law | Audience::All => true,
+        Audience::Member(reader) => {
+            reader != writer && ((writer == own && reader == peer) || (writer == peer && reader == own))
         }
-        _ => None,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The members, and what of their words counts.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Roll {
     pub(crate) members: Members,
     /// Admissions whose name or trust domain was another's already, in order of arrival.
@@ -26,6 +26,32 @@ pub(crate) struct Roll {
     pub(crate) own_state: MemberState,
     /// How far the public logs of those that are out count.
     limits: BTreeMap<ClusterId, Heads>,
+}
+
+impl Roll {
+    /// A roll of these members, of whom everything counts that their states let count.
+    pub(crate) fn of(members: Members) -> Self {
+        Self { members, ..Self::default() }
+    }
+
+    /// Whether a record counts, given who its writer is: a member, and of one that is out only what it said before, of one
+    /// that is not active no service. Bundles of those that are not active are left out where bundles are gathered.
+    pub(crate) fn counts(&self, id: &RecordId) -> bool {
+        let Some(member) = self.members.get(&id.writer) else { return false };
+        match id.audience {
+            Audience::Law if member.state.is_out() => {
+                self.limits.get(&id.writer).is_none_or(|heads| within(heads, id))
+            }
+            Audience::Law => true,
+            Audience::All | Audience::Member(_) => member.state.is_active(),
+        }
+    }
+
+    /// Whether every record means the same under both: they differ in nothing but where members are reached.
+    pub(crate) fn agrees(&self, other: &Self) -> bool {
+        let meaning = |member: &Member| Member { endpoints: Vec::new(), ..member.clone() };
+        self.limits == other.limits && self.members.iter().map(meaning).eq(other.members.iter().map(meaning))
+    }
 }
 
 /// What of the records decides the roll.
@@ -61,9 +87,11 @@ pub(crate) fn call<'a>(
     let mut roll = Roll::default();
     let Some((record, founder)) = papers.founder else { return roll };
     let office = Office::judge(founder.id, &papers);
-    let first = member(founder, record, state_of(founder.id, &office));
-    roll.members.insert(first);
-    admit(&mut roll, &papers.admissions, &office);
+    // A cluster never thinks itself out: what the others think of it is told beside.
+    roll.own_state = state_of(own, &office);
+    let state = |id: ClusterId| if id == own { MemberState::Active } else { state_of(id, &office) };
+    roll.members.insert(member(founder, record, state(founder.id)));
+    admit(&mut roll, &papers.admissions, &office, state);
     for id in &office.lawmakers {
         if let Some(member) = roll.members.get_mut(id) {
             member.lawmaker = true;
@@ -78,23 +106,6 @@ pub(crate) fn call<'a>(
     roll.limits = office.limits;
     take_stances(&mut roll, own, &papers.stances);
     roll
-}
-
-impl Roll {
-    /// Whether a record counts, given who its writer is: a member, and of one that is out only what it said before; of
-    /// one that is not active no bundle and no service.
-    pub(crate) fn counts(&self, record: &Authentic<Record>) -> bool {
-        let value = record.value();
-        let Some(member) = self.members.get(&value.writer) else { return false };
-        match &value.body {
-            Body::Service(_) | Body::ServiceGone { .. } => member.state.is_active(),
-            Body::Bundle(_) if !member.state.is_active() => false,
-            _ if member.state.is_out() && value.audience == Audience::Law => {
-                self.limits.get(&value.writer).is_none_or(|heads| within(heads, &record.id()))
-            }
-            _ => true,
-        }
-    }
 }
 
 fn sort<'a>(
@@ -136,7 +147,12 @@ fn state_of(id: ClusterId, office: &Office) -> MemberState {
 }
 
 /// Admits in order of arrival; an admission whose sponsor is not yet a member waits for the sponsor's.
-fn admit(roll: &mut Roll, admissions: &[(RecordId, &Record, &Admission)], office: &Office) {
+fn admit(
+    roll: &mut Roll,
+    admissions: &[(RecordId, &Record, &Admission)],
+    office: &Office,
+    state: impl Fn(ClusterId) -> MemberState,
+) {
     let counts = |id: &RecordId| office.limits.get(&id.writer).is_none_or(|heads| within(heads, id));
     let mut waiting: Vec<_> = admissions.iter().filter(|(id, ..)| counts(id)).collect();
     loop {
@@ -151,7 +167,7 @@ fn admit(roll: &mut Roll, admissions: &[(RecordId, &Record, &Admission)], office
                 Some(held) if held.name == candidate.name && held.trust_domain == candidate.trust_domain => {}
                 Some(_) => roll.held.push(*id),
                 None => {
-                    if !roll.members.insert(member(candidate, record, state_of(candidate.id, office))) {
+                    if !roll.members.insert(member(candidate, record, state(candidate.id))) {
                         roll.held.push(*id);
                     }
                 }
@@ -220,13 +236,8 @@ fn take_stances(roll: &mut Roll, own: ClusterId, stances: &[(RecordId, &Record, 
             },
         }
     }
-    let (by_hand, own_sponsor) = match roll.members.get_mut(&own) {
-        Some(member) => {
-            roll.own_state = std::mem::take(&mut member.state);
-            (member.approval == Approval::Manual, member.sponsor)
-        }
-        None => return,
-    };
+    let Some(member) = roll.members.get(&own) else { return };
+    let (by_hand, own_sponsor) = (member.approval == Approval::Manual, member.sponsor);
     let others: Vec<ClusterId> = roll.members.iter().map(|member| member.id).filter(|id| *id != own).collect();
     for id in others {
         let Some(member) = roll.members.get_mut(&id) else { continue };

@@ -1,6 +1,8 @@
 //! Services and the catalog of those that this cluster may see.
 
-use std::{collections::BTreeMap, fmt};
+use std::{fmt, sync::Arc};
+
+use rpds::RedBlackTreeMapSync;
 
 use crate::{AccountName, ClusterId, NamespaceName, ServiceName, ServiceRef, SpiffeId, TrustDomain};
 
@@ -52,33 +54,45 @@ impl Service {
 }
 
 /// Every service that this cluster may see: its own, and what others exported to it.
+///
+/// A copy shares all but what is changed afterwards.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceCatalog {
-    by_id: BTreeMap<ServiceId, Service>,
-    by_name: BTreeMap<ServiceRef, ServiceId>,
+    by_id: RedBlackTreeMapSync<ServiceId, Arc<Service>>,
+    by_name: RedBlackTreeMapSync<ServiceRef, Arc<Service>>,
 }
 
 impl ServiceCatalog {
+    /// Adds a service, in place of the one with its id.
     pub fn insert(&mut self, service: Service) {
-        self.by_name.insert(service.name.clone(), service.id.clone());
-        self.by_id.insert(service.id.clone(), service);
+        self.remove(&service.id);
+        let service = Arc::new(service);
+        self.by_name.insert_mut(service.name.clone(), Arc::clone(&service));
+        self.by_id.insert_mut(service.id.clone(), service);
+    }
+
+    pub fn remove(&mut self, id: &ServiceId) {
+        if let Some(service) = self.by_id.get(id).map(Arc::clone) {
+            self.by_name.remove_mut(&service.name);
+            self.by_id.remove_mut(id);
+        }
     }
 
     pub fn get(&self, id: &ServiceId) -> Option<&Service> {
-        self.by_id.get(id)
+        self.by_id.get(id).map(Arc::as_ref)
     }
 
     pub fn by_name(&self, name: &ServiceRef) -> Option<&Service> {
-        self.by_name.get(name).and_then(|id| self.by_id.get(id))
+        self.by_name.get(name).map(Arc::as_ref)
     }
 
     /// In order of id.
     pub fn iter(&self) -> impl Iterator<Item = &Service> {
-        self.by_id.values()
+        self.by_id.values().map(Arc::as_ref)
     }
 
     pub fn len(&self) -> usize {
-        self.by_id.len()
+        self.by_id.size()
     }
 
     pub fn is_empty(&self) -> bool {

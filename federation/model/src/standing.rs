@@ -1,18 +1,15 @@
 //! Which versions of one intention still stand, and in which capacity of their writers.
 //!
-//! In: all records of one key, replaced ones included. Out: for each, the capacities in which it still counts.
+//! In: versions of one key, and who replaces which. Out: the capacities that this takes, and what it leaves standing.
 //! Never: looks at other keys, or at the pair that asks.
 //!
 //! A cluster speaks in up to three capacities: for its own services (owner), for its own accounts (source), and, if it
 //! is a lawmaker, for everybody's (global). A replacement by another cluster takes a restriction away only in the
 //! capacities over which that other cluster has a say: nobody but its writer lifts what a cluster denies for its own.
 
-use std::{
-    collections::HashMap,
-    ops::{BitAnd, BitOr, Not},
-};
+use std::ops::{BitAnd, BitOr, Not};
 
-use crate::{Action, ClusterId, IntentionKey, Label, Layer, Members, Record, RecordId, RuleState};
+use crate::{Action, ClusterId, IntentionKey, Label, Layer, Members, RecordId, RuleState};
 
 /// A set of capacities in which a writer's word counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,14 +90,13 @@ fn names_source(key: &IntentionKey, cluster: ClusterId, members: &Members) -> bo
 
 /// One version of an intention: what one record says of the key.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Version<'a> {
+pub(crate) struct Version {
     pub(crate) id: RecordId,
-    pub(crate) record: &'a Record,
     pub(crate) state: RuleState,
 }
 
 /// The capacities that a replacement by `writer` takes from `old`: none if it does not count.
-pub(crate) fn taken(writer: ClusterId, old: &Version<'_>, key: &IntentionKey, members: &Members) -> Capacities {
+pub(crate) fn taken(writer: ClusterId, old: &Version, key: &IntentionKey, members: &Members) -> Capacities {
     if writer == old.id.writer {
         return Capacities::ALL;
     }
@@ -126,13 +122,13 @@ pub(crate) fn taken(writer: ClusterId, old: &Version<'_>, key: &IntentionKey, me
 }
 
 /// Whether a version is an allow whose writer is out: it counts no more, whatever it replaced.
-pub(crate) fn is_void(version: &Version<'_>, members: &Members) -> bool {
-    let out = members.get(&version.id.writer).is_some_and(|member| member.state.is_out());
-    out && version.state == RuleState::Is(Action::Allow)
+pub(crate) fn is_void(writer: &ClusterId, state: RuleState, members: &Members) -> bool {
+    let out = members.get(writer).is_some_and(|member| member.state.is_out());
+    out && state == RuleState::Is(Action::Allow)
 }
 
 /// Whether a tombstone by `writer` voids a concurrent allow: if it could have replaced it.
-pub(crate) fn voids(writer: ClusterId, allow: &Version<'_>, key: &IntentionKey, members: &Members) -> bool {
+pub(crate) fn voids(writer: ClusterId, allow: &Version, key: &IntentionKey, members: &Members) -> bool {
     taken(writer, allow, key, members) == Capacities::ALL
 }
 
@@ -145,26 +141,7 @@ fn owns(writer: ClusterId, key: &IntentionKey, members: &Members) -> bool {
     key.destination.cluster == Label::Is(writer) && members.get(&writer).is_some()
 }
 
-/// What is left of each version once every replacement is taken into account, in the order given.
-pub(crate) fn remaining(versions: &[Version<'_>], key: &IntentionKey, members: &Members) -> Vec<Capacities> {
-    let mut left = vec![Capacities::ALL; versions.len()];
-    if versions.len() == 1 {
-        return left;
-    }
-    let places: HashMap<RecordId, usize> = versions.iter().enumerate().map(|(at, version)| (version.id, at)).collect();
-    for version in versions {
-        for id in &version.record.replaces {
-            if let Some(&at) = places.get(id)
-                && let (Some(old), Some(left)) = (versions.get(at), left.get_mut(at))
-            {
-                *left = *left & !taken(version.id.writer, old, key, members);
-            }
-        }
-    }
-    left
-}
-
 /// Whether a version is still part of what the key says: untouched, or left with a capacity that can ever apply.
-pub(crate) fn is_live(version: &Version<'_>, left: Capacities, key: &IntentionKey, members: &Members) -> bool {
+pub(crate) fn is_live(version: &Version, left: Capacities, key: &IntentionKey, members: &Members) -> bool {
     left == Capacities::ALL || !(left & Capacities::possible(version.id.writer, key, members)).is_empty()
 }

@@ -1,6 +1,6 @@
 //! What the tests of this room share: clusters, records with made-up digests, a small seeded generator.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     Accept, Action, Admission, Approval, Audience, Authentic, Body, Candidate, ClusterId, DestinationPattern, Digest,
@@ -114,7 +114,7 @@ pub(crate) fn authentic(record: Record) -> Authentic<Record> {
 pub(crate) struct Writer {
     pub(crate) own: ClusterId,
     pub(crate) federation: FederationId,
-    heads: std::collections::BTreeMap<Audience, (u64, u64, Digest)>,
+    heads: BTreeMap<Audience, (u64, u64, Digest)>,
 }
 
 impl Writer {
@@ -213,4 +213,32 @@ impl Dice {
 /// Any label of these names, or the wildcard.
 pub(crate) fn label<T: std::str::FromStr>(dice: &mut Dice, names: &[&str]) -> Label<T> {
     if dice.one_in(3) { Label::Any } else { Label::Is(dice.pick(names).parse().ok().expect("name")) }
+}
+
+/// Splits seeds over the cores; each returns what it counted.
+pub(crate) fn on_all_cores(
+    worlds: u64,
+    run: impl Fn(u64) -> BTreeMap<&'static str, u64> + Sync,
+) -> BTreeMap<&'static str, u64> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
+    let mut total: BTreeMap<&'static str, u64> = BTreeMap::new();
+    std::thread::scope(|scope| {
+        let run = &run;
+        let handles: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+                    for seed in (thread..worlds).step_by(threads as usize) {
+                        run(seed).into_iter().for_each(|(what, count)| *counts.entry(what).or_default() += count);
+                    }
+                    counts
+                })
+            })
+            .collect();
+        for handle in handles {
+            let counts = handle.join().expect("no case failed");
+            counts.into_iter().for_each(|(what, count)| *total.entry(what).or_default() += count);
+        }
+    });
+    total
 }

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use federation_model::{
-    Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Digest, Endpoint, Enforcement, MemberState, Record, RecordId,
+    Audience, Body, ClusterId, ClusterName, ConnectionId, Digest, Endpoint, Enforcement, MemberState, RecordId, Records,
     Snapshot, SpiffeId, Timestamp, TokenId, VerifiedPeer,
 };
 use tokio::sync::watch;
@@ -19,7 +19,7 @@ pub trait Links: Send + Sync + 'static {
     fn snapshot(&self) -> watch::Receiver<Option<Arc<Snapshot>>>;
 
     /// Every record held, in order of arrival.
-    fn records(&self) -> watch::Receiver<Arc<Vec<Authentic<Record>>>>;
+    fn records(&self) -> watch::Receiver<Records>;
 
     /// Issues a join token for `joiner`. The API checked that the name is free and the life within bounds.
     fn issue_token(

@@ -11,12 +11,9 @@ use std::{
 };
 
 use federation_model::{
-    AccountRef, Audience, Authentic, Body, ClusterId, Digest, Intention, NamespaceName, Record, ServiceName,
+    AccountRef, Audience, Authentic, Body, ClusterId, Digest, Intention, NamespaceName, Record, Records, ServiceName,
     SourcePattern, SpiffeId,
 };
-
-/// What a publication of the records looks like.
-pub(crate) type All = Arc<Vec<Authentic<Record>>>;
 
 type Place = (ClusterId, Audience, u64, u64);
 
@@ -96,7 +93,7 @@ struct ForkTable {
 
 impl Forks {
     /// Digests of every record that shares its place with another.
-    fn of(&self, records: &All) -> Arc<HashSet<Digest>> {
+    fn of(&self, records: &Records) -> Arc<HashSet<Digest>> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let table = &mut *table;
         let Some(from) = table.seen.continues(records) else {
@@ -112,9 +109,9 @@ impl Forks {
 }
 
 impl ForkTable {
-    fn take(&mut self, records: &All, from: usize) -> Arc<HashSet<Digest>> {
+    fn take(&mut self, records: &Records, from: u64) -> Arc<HashSet<Digest>> {
         let mut found = Vec::new();
-        for record in records.iter().skip(from) {
+        for record in records.since(from) {
             let id = record.id();
             let held = *self.places.entry((id.writer, id.audience, id.epoch, id.seq)).or_insert(id.digest);
             if held != id.digest {
@@ -129,30 +126,36 @@ impl ForkTable {
     }
 }
 
-/// How far a list that only grows was read.
+/// How far a list was read.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
-    len: usize,
+    /// Arrival of what comes next.
+    next: u64,
+    /// The record before that.
     last: Option<Digest>,
+    removed: u64,
 }
 
 impl Seen {
-    fn of(records: &All) -> Self {
-        Self { len: records.len(), last: records.last().map(Authentic::digest) }
+    fn of(records: &Records) -> Self {
+        let next = records.next();
+        Self { next, last: before(records, next), removed: records.removed() }
     }
 
-    /// Where to read on, if `records` is the same list, perhaps longer.
-    fn continues(&self, records: &All) -> Option<usize> {
-        let at = match self.len.checked_sub(1) {
-            None => None,
-            Some(last) => Some(records.get(last)?.digest()),
-        };
-        (at == self.last).then_some(self.len)
+    /// Where to read on, if `records` is the same list, perhaps longer, and nothing went from it.
+    fn continues(&self, records: &Records) -> Option<u64> {
+        let same = before(records, self.next) == self.last && records.removed() == self.removed;
+        (same && self.next <= records.next()).then_some(self.next)
     }
 
-    fn is_newer_than(&self, records: &All) -> bool {
-        self.len > records.len()
+    fn is_newer_than(&self, records: &Records) -> bool {
+        self.next > records.next()
     }
+}
+
+/// The record that came right before the `next`-th.
+fn before(records: &Records, next: u64) -> Option<Digest> {
+    records.get(next.checked_sub(1)?).map(Authentic::digest)
 }
 
 /// What to tell a sidecar.
@@ -179,12 +182,12 @@ impl Feed {
     }
 
     /// What changed for this sidecar since the last call. Reads only what is new, unless the scope became wider.
-    pub(crate) fn update(&mut self, records: &All, forks: &Forks) -> Update {
+    pub(crate) fn update(&mut self, records: &Records, forks: &Forks) -> Update {
         let forked = forks.of(records);
-        let from = self.seen.continues(records).filter(|_| self.seen.len > 0 && forked.len() == self.forked);
+        let from = self.seen.continues(records).filter(|_| self.seen.next > 0 && forked.len() == self.forked);
         let new = from.unwrap_or(0);
         let mut widened = false;
-        for record in records.iter().skip(new) {
+        for record in records.since(new) {
             widened |= self.scope.learn(record.value());
         }
         let whole = from.is_none() || widened;
@@ -201,7 +204,7 @@ impl Feed {
                 .collect();
             self.held = keep;
         } else {
-            let fresh: Vec<_> = records.iter().skip(new).filter(wanted).collect();
+            let fresh: Vec<_> = records.since(new).filter(wanted).collect();
             for record in fresh {
                 if self.held.insert(record.digest()) {
                     update.added.push(Arc::clone(record.raw()));

@@ -175,8 +175,8 @@ impl Shared {
                 reply.revision = snapshot.revision;
                 reply.members = count(snapshot.members.len());
                 reply.services = count(snapshot.catalog.len());
-                reply.intentions = count(snapshot.authorizer.explain().len());
-                reply.conflicts = count(snapshot.conflicts.len());
+                reply.intentions = count(snapshot.authorizer.len());
+                reply.conflicts = count(snapshot.authorizer.conflict_count());
                 if !snapshot.held.is_empty() {
                     let held = snapshot.held.len();
                     problems.push(format!("{held} admissions are held: another member has their name or trust domain"));

@@ -60,11 +60,10 @@ pub(crate) fn snapshot() -> Snapshot {
         own_trust_domain: "east.mesh.internal".parse().expect("a trust domain"),
         own_state: MemberState::Active,
         federation: FederationId::from_digest(Digest([9; 32])),
-        members,
-        bundles: Bundles::default(),
+        members: members.into(),
+        bundles: Bundles::default().into(),
         catalog: catalog([service(1, "web.shop.east"), service(2, "payments.billing.west")]),
         authorizer: Authorizer::default(),
-        conflicts: Vec::new(),
         held: Vec::new(),
     }
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use federation_identity::{Authority, LiveSvid, SignerError, sha256};
 use federation_link::{Link, WriteError};
 use federation_model::{
-    Audience, Authentic, Body, ClusterId, ClusterName, ConnectionId, Enforcement, Record, RecordId, Snapshot, VerifiedPeer,
+    Audience, Body, ClusterId, ClusterName, ConnectionId, Enforcement, RecordId, Records, Snapshot, VerifiedPeer,
 };
 use federation_store::Store;
 use gateway_admin::telemetry::LogControl;
@@ -26,7 +26,7 @@ impl Links for Federation {
         self.0.snapshot()
     }
 
-    fn records(&self) -> watch::Receiver<Arc<Vec<Authentic<Record>>>> {
+    fn records(&self) -> watch::Receiver<Records> {
         self.0.records()
     }
 

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use federation_model::{
     Accept, Admission, Audience, Authentic, Body, ClusterId, Digest, Effect, FederationId, IntentionKey, MemberTerms,
-    Message, Mutation, Position, Record, TrustBundle, fold,
+    Message, Mutation, Position, Record, TrustBundle,
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
@@ -600,12 +600,12 @@ impl World {
     }
 
     fn publish(&mut self, number: usize) -> Result<()> {
-        let (federation, crooked, clusters) = (self.federation, self.crooked_id(), self.nodes.len());
+        let (crooked, clusters) = (self.crooked_id(), self.nodes.len());
         let mut random = StdRng::seed_from_u64(self.random.next_u64());
         let node = self.node(number);
-        let Some(replica) = node.replica.take() else { return Ok(()) };
+        let Some(mut replica) = node.replica.take() else { return Ok(()) };
         node.revision += 1;
-        let snapshot = fold(node.id, federation, node.revision, replica.records()).context("an admitted cluster")?;
+        let snapshot = replica.snapshot(node.revision).context("an admitted cluster")?;
         let judged = checks::publication(node, &snapshot, &replica, crooked, clusters, &mut random)?;
         node.snapshot = Some(snapshot);
         node.replica = Some(replica);

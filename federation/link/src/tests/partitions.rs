@@ -57,7 +57,7 @@ async fn both_sides_of_a_partition_write_and_converge_once_it_heals() {
     }
     for one in [&east, &west] {
         one.snapshot_where("the conflict shows", |held| {
-            held.conflicts.iter().any(|conflict| conflict.key == rule("both") && conflict.siblings.len() == 2)
+            held.conflicts().iter().any(|conflict| conflict.key == rule("both") && conflict.siblings.len() == 2)
         })
         .await;
     }

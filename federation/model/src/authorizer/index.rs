@@ -1,31 +1,51 @@
-//! The compiled table and how a pair is looked up in it.
+//! The compiled table, how a pair is looked up in it, and how one key's ruling takes the place of another.
 //!
-//! Names become numbers once. A pattern has one of eight shapes (name, namespace, cluster: exact or any), so a pair can
-//! match at most eight destination patterns and nine source patterns, and only shapes that occur are probed. Each
-//! (destination pattern, source pattern) has one bucket with the versions of its intentions.
+//! A pattern has one of eight shapes (name, namespace, cluster: exact or any), a source one more (a whole SPIFFE ID).
+//! There is one table per layer and pair of shapes that occurs, so a pair is found with at most one probe in each,
+//! however many rules there are. Tables are persistent: a copy shares all but what was changed since.
 
 use std::{
-    collections::{HashMap, hash_map::RandomState},
-    hash::{BuildHasher, Hasher},
-    ops::Range,
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
 };
 
-use super::Standing;
+use rpds::RedBlackTreeSetSync;
+use smallvec::SmallVec;
+
+use super::{
+    mixer::{Mixer, Role},
+    table::Table,
+};
 use crate::{
-    Accept, Action, ClusterId, DenialReason, Layer, RecordId, RuleState, ServiceId, SpiffeId, TrustDomain,
-    standing::Capacities,
+    Accept, Action, Body, ClusterId, DenialReason, Digest, IntentionKey, Label, Layer, Members, Record, RecordId,
+    RuleState, ServiceId, SourcePattern, SpiffeId, TrustDomain, standing::Capacities,
 };
 
-/// Number of a name, a cluster or a pattern; [`ANY`] for a wildcard.
+/// Number of a cluster.
 pub(super) type Number = u32;
-/// Stands for `*` in a pattern.
-pub(super) const ANY: Number = Number::MAX;
+/// Number of a cluster that is no member: no pair has it.
+const NOBODY: Number = Number::MAX;
+/// In the place of a cluster's number: any.
+const ANY: Number = Number::MAX - 1;
+/// The shape of a whole SPIFFE ID, beside the eight of labels.
+const WHOLE: u8 = 8;
 
-/// What decided: a rule, or a record that cannot be understood.
+/// What decided.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cause<'a> {
-    pub(super) id: RecordId,
-    pub(super) text: &'a str,
+pub(super) enum Cause<'a> {
+    Rule(&'a Rule),
+    /// A record of this kind, which this version does not understand.
+    Opaque(RecordId, u32),
+}
+
+impl Cause<'_> {
+    pub(super) fn id(&self) -> RecordId {
+        match self {
+            Self::Rule(rule) => rule.id(),
+            Self::Opaque(id, _) => *id,
+        }
+    }
 }
 
 pub(super) enum Verdict<'a> {
@@ -33,98 +53,89 @@ pub(super) enum Verdict<'a> {
     Deny(DenialReason, Option<Cause<'a>>),
 }
 
-/// One version of an intention, as small as judging it needs.
+/// One version of an intention that stands.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
-    /// Index into the standings.
-    pub(super) standing: usize,
+    /// The record, an intention's, and its digest.
+    pub(super) record: Arc<Record>,
+    pub(super) digest: Digest,
     pub(super) writer: Number,
     pub(super) lawmaker: bool,
-    pub(super) layer: Layer,
     pub(super) state: RuleState,
     /// Precedence and, at a tie, whether the destination's cluster is named.
     pub(super) rank: u8,
     /// The capacities in which nobody replaced it.
     pub(super) left: Capacities,
-    /// For an allow: whether tombstones in its bucket may void it.
+    /// For an allow: whether tombstones beside it may void it.
     pub(super) contested: bool,
-    /// For a tombstone: its version may void allows of these writers.
-    pub(super) voids: Vec<Number>,
+    /// For a tombstone: it may void allows of these writers.
+    pub(super) voids: Box<[ClusterId]>,
+    /// For an allow: whose tombstone voids it for every pair.
+    pub(super) void_by: Option<Box<ClusterId>>,
 }
+
+impl Rule {
+    pub(super) fn id(&self) -> RecordId {
+        let Record { writer, audience, epoch, seq, .. } = *self.record;
+        RecordId { writer, audience, epoch, seq, digest: self.digest }
+    }
+}
+
+/// What stands of one key, in order of id. Its tests come first and lie together: most that is looked at is not meant.
+#[derive(Clone, Debug)]
+pub(super) struct Ruling {
+    /// The exact labels of service, account and their namespaces, each with a full stop; empty for a whole SPIFFE ID.
+    labels: SmallVec<[u8; 40]>,
+    to: Number,
+    from: Number,
+    pub(super) conflict: bool,
+    /// At least one, each of an intention with that key.
+    pub(super) rules: SmallVec<[Rule; 1]>,
+}
+
+/// In which order rulings are weighed and shown.
+pub(super) type Weight = (Reverse<u8>, Arc<IntentionKey>);
+
+impl Ruling {
+    pub(super) fn key(&self) -> Option<&IntentionKey> {
+        match &self.rules.first()?.record.body {
+            Body::Intention(intention) => Some(&intention.key),
+            _ => None,
+        }
+    }
+
+    fn is_of(&self, key: &IntentionKey) -> bool {
+        self.key() == Some(key)
+    }
+}
+
+pub(super) fn weight(key: &IntentionKey) -> Weight {
+    (Reverse(super::compile::precedence(key)), Arc::new(key.clone()))
+}
+
+/// Who is who among the members.
+#[derive(Clone, Debug, Default)]
+struct Clusters {
+    list: Vec<(ClusterId, Accept)>,
+    by_id: HashMap<ClusterId, Number, Mixer>,
+    by_domain: HashMap<TrustDomain, Number, Mixer>,
+}
+
+/// Where a key is filed: the table, and its number there.
+type Place = ((Layer, u8, u8), u64);
 
 /// The compiled law.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Law {
-    pub(super) clusters: Vec<(ClusterId, Accept)>,
-    pub(super) by_id: HashMap<ClusterId, Number, Mixer>,
-    pub(super) by_domain: HashMap<TrustDomain, Number, Mixer>,
-    pub(super) names: HashMap<Box<str>, Number, Mixer>,
-    patterns: Number,
-    pub(super) destinations: Patterns,
-    pub(super) sources: Patterns,
-    pub(super) spiffe: HashMap<SpiffeId, Number>,
-    pub(super) buckets: HashMap<(Number, Number), Range<usize>, Mixer>,
-    pub(super) rules: Vec<Rule>,
-    /// By cluster: a critical record of its that this version does not understand.
-    pub(super) opaque: HashMap<Number, (RecordId, String)>,
-    pub(super) standings: Vec<Standing>,
-}
-
-/// Patterns of (name, namespace, cluster) by number.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Patterns {
-    /// One bit per shape that occurs.
-    shapes: u8,
-    numbers: HashMap<(Number, Number, Number), Number, Mixer>,
-}
-
-impl Patterns {
-    /// The pattern's number; `next` if it is new.
-    pub(super) fn number(&mut self, pattern: [Number; 3], next: Number) -> Number {
-        let shape =
-            pattern.iter().enumerate().filter(|(_, part)| **part != ANY).fold(0, |shape, (bit, _)| shape | 1 << bit);
-        self.shapes |= 1 << shape;
-        *self.numbers.entry(pattern.into()).or_insert(next)
-    }
-
-    /// Numbers of the patterns that match; a part without a number can only match a wildcard.
-    fn matching(&self, parts: [Option<Number>; 3], found: &mut Matches) {
-        for shape in (0..8_u8).filter(|shape| self.shapes & (1 << shape) != 0) {
-            let mut pattern = [ANY; 3];
-            let mut possible = true;
-            for (bit, (place, part)) in pattern.iter_mut().zip(parts).enumerate() {
-                if shape & (1 << bit) != 0 {
-                    match part {
-                        Some(number) => *place = number,
-                        None => possible = false,
-                    }
-                }
-            }
-            if possible && let Some(number) = self.numbers.get(&pattern.into()) {
-                found.push(*number);
-            }
-        }
-    }
-}
-
-/// At most nine pattern numbers: eight shapes and a whole SPIFFE ID.
-#[derive(Default)]
-struct Matches {
-    numbers: [Number; 9],
-    len: usize,
-}
-
-impl Matches {
-    fn push(&mut self, number: Number) {
-        if let Some(place) = self.numbers.get_mut(self.len) {
-            *place = number;
-            self.len += 1;
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = Number> {
-        self.numbers.iter().take(self.len).copied()
-    }
+    pub(super) members: Arc<Members>,
+    clusters: Arc<Clusters>,
+    mixer: Mixer,
+    /// By layer, shape of the destination and shape of the source; none is empty.
+    tables: BTreeMap<(Layer, u8, u8), Table<Arc<Ruling>>>,
+    /// By cluster: a critical record of its that this version does not understand, and of which kind.
+    opaque: Arc<HashMap<Number, (RecordId, u32)>>,
+    conflicts: RedBlackTreeSetSync<Weight>,
+    versions: usize,
 }
 
 /// The highest of a group: weight, and what says so.
@@ -150,54 +161,120 @@ fn denies(state: RuleState) -> bool {
 }
 
 impl Law {
-    /// The number of a name, made if it is new.
-    pub(super) fn name(&mut self, name: &str) -> Number {
-        if let Some(number) = self.names.get(name) {
-            return *number;
+    /// A law without rules among these members.
+    pub(super) fn new(members: Arc<Members>) -> Self {
+        let mut clusters = Clusters::default();
+        for (number, member) in (0..).zip(members.iter()) {
+            clusters.list.push((member.id, member.accept));
+            clusters.by_id.insert(member.id, number);
+            // Who is gone has no identities any more; its domain may be another's by now.
+            if !member.state.is_gone() {
+                clusters.by_domain.insert(member.trust_domain.clone(), number);
+            }
         }
-        let next = self.names.len() as Number;
-        self.names.insert(name.into(), next);
-        next
-    }
-
-    /// A pattern number that no pattern has yet.
-    pub(super) fn next_pattern(&mut self) -> Number {
-        self.patterns += 1;
-        self.patterns
+        Self { members, clusters: Arc::new(clusters), ..Self::default() }
     }
 
     pub(super) fn cluster_of(&self, domain: &TrustDomain) -> Option<ClusterId> {
-        let number = self.by_domain.get(domain)?;
-        self.clusters.get(*number as usize).map(|(id, _)| *id)
+        let number = self.clusters.by_domain.get(domain)?;
+        self.clusters.list.get(*number as usize).map(|(id, _)| *id)
     }
 
-    /// The decision of one pair. Bounded: at most 8 × 9 buckets, however many rules there are.
+    pub(super) fn number(&self, cluster: &ClusterId) -> Number {
+        self.clusters.by_id.get(cluster).copied().unwrap_or(NOBODY)
+    }
+
+    /// How many versions of intentions stand.
+    pub(super) fn versions(&self) -> usize {
+        self.versions
+    }
+
+    /// Keys with versions that nobody has resolved, in order of weight.
+    pub(super) fn conflicts(&self) -> impl Iterator<Item = &Ruling> {
+        self.conflicts.iter().filter_map(|(_, key)| self.ruling(key))
+    }
+
+    pub(super) fn conflict_count(&self) -> usize {
+        self.conflicts.size()
+    }
+
+    pub(super) fn rulings(&self) -> impl Iterator<Item = &Ruling> {
+        self.tables.values().flat_map(Table::iter).map(Arc::as_ref)
+    }
+
+    pub(super) fn ruling(&self, key: &IntentionKey) -> Option<&Ruling> {
+        let (table, number) = self.place(key);
+        self.tables.get(&table)?.find(number).find(|ruling| ruling.is_of(key)).map(Arc::as_ref)
+    }
+
+    /// Puts what now stands of a key in the place of what stood: these rules, in order of id, or nothing.
+    pub(super) fn rule(&mut self, key: &IntentionKey, rules: SmallVec<[Rule; 1]>, conflict: bool) {
+        let (at, number) = self.place(key);
+        let mut table = self.tables.remove(&at).unwrap_or_default();
+        if let Some(before) = table.take(number, |held| held.is_of(key)) {
+            self.versions -= before.rules.len();
+            if before.conflict {
+                self.conflicts.remove_mut(&weight(key));
+            }
+        }
+        if !rules.is_empty() {
+            self.versions += rules.len();
+            if conflict {
+                self.conflicts.insert_mut(weight(key));
+            }
+            let cluster = |label: &Label<ClusterId>| match label {
+                Label::Any => ANY,
+                Label::Is(id) => self.number(id),
+            };
+            let from = match &key.source {
+                SourcePattern::Spiffe(_) => ANY,
+                SourcePattern::Account { cluster: of, .. } => cluster(of),
+            };
+            let to = cluster(&key.destination.cluster);
+            table.put(number, Arc::new(Ruling { labels: labels(key), to, from, conflict, rules }));
+        }
+        if !table.is_empty() {
+            self.tables.insert(at, table);
+        }
+    }
+
+    /// Sets which clusters wrote what cannot be understood.
+    pub(super) fn set_opaque(&mut self, opaque: impl Iterator<Item = (RecordId, u32)>) {
+        let mut found = HashMap::new();
+        for (id, kind) in opaque {
+            if let Some(writer) = self.clusters.by_id.get(&id.writer) {
+                found.entry(*writer).or_insert((id, kind));
+            }
+        }
+        self.opaque = Arc::new(found);
+    }
+
+    /// The decision of one pair. Bounded by the number of tables, however many rules there are.
     pub(super) fn judge(&self, source: &SpiffeId, service: &ServiceId) -> Verdict<'_> {
-        let Some(&from) = self.by_domain.get(source.trust_domain()) else {
+        let clusters = &self.clusters;
+        let Some(&from) = clusters.by_domain.get(source.trust_domain()) else {
             return Verdict::Deny(DenialReason::UnknownSource, None);
         };
-        let Some((&to, accept)) = self
-            .by_id
-            .get(&service.cluster)
-            .and_then(|to| self.clusters.get(*to as usize).map(|(_, accept)| (to, *accept)))
-        else {
+        let of_id = |to: &Number| clusters.list.get(*to as usize).map(|(_, accept)| (*to, *accept));
+        let Some((to, accept)) = clusters.by_id.get(&service.cluster).and_then(of_id) else {
             return Verdict::Deny(DenialReason::UnknownService, None);
         };
+        let pair = Pair::new(self, source, from, service, to);
         let (mut timed, mut owner, mut source_says, mut together) =
             (None, Top::default(), Top::default(), Top::default());
-        let (destinations, sources) = self.matches(source, from, service, to);
-        for destination in destinations.iter() {
-            for source in sources.iter() {
-                let bucket = self.buckets.get(&(destination, source)).cloned().unwrap_or_default();
-                let rules = self.rules.get(bucket).unwrap_or_default();
+        for (&shapes, table) in &self.tables {
+            let Some(number) = pair.number(self.mixer, shapes) else { continue };
+            for rules in table.find(number).filter(|ruling| pair.is_meant(ruling, shapes)).map(|ruling| &ruling.rules) {
                 for rule in rules {
                     let says = capacities(rule, from, to) & rule.left;
                     if says.is_empty() || rule.state == RuleState::Deleted {
                         continue;
                     }
                     let deny = denies(rule.state);
-                    match rule.layer {
-                        Layer::Guardrail if deny => return Verdict::Deny(DenialReason::Guardrail, self.cause(rule)),
+                    match shapes.0 {
+                        Layer::Guardrail if deny => {
+                            return Verdict::Deny(DenialReason::Guardrail, Some(Cause::Rule(rule)));
+                        }
                         Layer::Timed if deny => timed = timed.or(Some(rule)),
                         Layer::Rule => {
                             if rule.contested && is_void(rule, rules, from, to) {
@@ -220,40 +297,149 @@ impl Law {
             }
         }
         if let Some(rule) = timed {
-            return Verdict::Deny(DenialReason::Rule, self.cause(rule));
+            return Verdict::Deny(DenialReason::Rule, Some(Cause::Rule(rule)));
         }
         if !self.opaque.is_empty()
-            && let Some((id, text)) = self.opaque.get(&to).or_else(|| self.opaque.get(&from))
+            && let Some((id, kind)) = self.opaque.get(&to).or_else(|| self.opaque.get(&from))
         {
-            return Verdict::Deny(DenialReason::Rule, Some(Cause { id: *id, text }));
+            return Verdict::Deny(DenialReason::Rule, Some(Cause::Opaque(*id, *kind)));
         }
         if let Some(rule) = owner.deny().or_else(|| source_says.deny()).or_else(|| together.deny()) {
-            return Verdict::Deny(DenialReason::Rule, self.cause(rule));
+            return Verdict::Deny(DenialReason::Rule, Some(Cause::Rule(rule)));
         }
-        match together.0.and_then(|(_, rule)| self.cause(rule)) {
-            Some(cause) => Verdict::Allow(cause),
+        match together.0 {
+            Some((_, rule)) => Verdict::Allow(Cause::Rule(rule)),
             None => Verdict::Deny(DenialReason::DefaultDeny, None),
         }
     }
 
-    fn matches(&self, source: &SpiffeId, from: Number, service: &ServiceId, to: Number) -> (Matches, Matches) {
-        let number = |name: &str| self.names.get(name).copied();
-        let (mut destinations, mut sources) = (Matches::default(), Matches::default());
-        let parts = [number(service.service.as_str()), number(service.namespace.as_str()), Some(to)];
-        self.destinations.matching(parts, &mut destinations);
-        if let Some((namespace, account)) = source.workload() {
-            self.sources.matching([number(account), number(namespace), Some(from)], &mut sources);
+    /// Where a key is filed.
+    fn place(&self, key: &IntentionKey) -> Place {
+        let mixer = self.mixer;
+        let cluster = |role, label: &Label<ClusterId>| exact(label).map(|id| mixer.number(role, self.number(id)));
+        let to = &key.destination;
+        let (destination, to) = pattern([
+            exact(&to.service).map(|name| mixer.text(Role::Service, name.as_str())),
+            exact(&to.namespace).map(|name| mixer.text(Role::ServiceNamespace, name.as_str())),
+            cluster(Role::ServiceCluster, &to.cluster),
+        ]);
+        let (source, from) = match &key.source {
+            SourcePattern::Spiffe(id) => (WHOLE, whole(mixer, id)),
+            SourcePattern::Account { account, namespace, cluster: of } => pattern([
+                exact(account).map(|name| mixer.text(Role::Account, name.as_str())),
+                exact(namespace).map(|name| mixer.text(Role::AccountNamespace, name.as_str())),
+                cluster(Role::AccountCluster, of),
+            ]),
+        };
+        ((key.layer, destination, source), to ^ from)
+    }
+}
+
+fn exact<T>(label: &Label<T>) -> Option<&T> {
+    match label {
+        Label::Any => None,
+        Label::Is(name) => Some(name),
+    }
+}
+
+/// The shape of a pattern, one bit for each part that is exact, and its number.
+fn pattern(parts: [Option<u64>; 3]) -> (u8, u64) {
+    parts.into_iter().zip(0_u8..).fold((0, 0), |(shape, number), (part, bit)| match part {
+        Some(part) => (shape | 1 << bit, number ^ part),
+        None => (shape, number),
+    })
+}
+
+fn whole(mixer: Mixer, id: &SpiffeId) -> u64 {
+    mixer.text(Role::TrustDomain, id.trust_domain().as_str()) ^ mixer.text(Role::Path, id.path())
+}
+
+/// The exact labels of a key as [`Ruling`] holds them.
+fn labels(key: &IntentionKey) -> SmallVec<[u8; 40]> {
+    let to = &key.destination;
+    let (account, account_namespace) = match &key.source {
+        SourcePattern::Spiffe(_) => (None, None),
+        SourcePattern::Account { account, namespace, .. } => (exact(account), exact(namespace)),
+    };
+    let parts = [
+        exact(&to.service).map(|name| name.as_str()),
+        exact(&to.namespace).map(|name| name.as_str()),
+        account.map(|name| name.as_str()),
+        account_namespace.map(|name| name.as_str()),
+    ];
+    parts.into_iter().flatten().flat_map(|label| label.bytes().chain([b'.'])).collect()
+}
+
+/// A pair that is judged, with its number in every shape.
+struct Pair<'a> {
+    source: &'a SpiffeId,
+    /// Whether the source is a workload: wildcards reach no others.
+    workload: bool,
+    /// Service, its namespace, account, its namespace.
+    labels: [&'a str; 4],
+    from: Number,
+    to: Number,
+    destinations: [u64; 8],
+    sources: [u64; 8],
+}
+
+impl<'a> Pair<'a> {
+    fn new(law: &Law, source: &'a SpiffeId, from: Number, service: &'a ServiceId, to: Number) -> Self {
+        let shapes = |parts: [u64; 3]| {
+            let [name, namespace, cluster] = parts;
+            let of = |shape: usize, bit: usize, part: u64| if shape & bit == 0 { 0 } else { part };
+            std::array::from_fn(|shape| of(shape, 1, name) ^ of(shape, 2, namespace) ^ of(shape, 4, cluster))
+        };
+        let mixer = law.mixer;
+        let workload = source.workload();
+        let (account_namespace, account) = workload.unwrap_or_default();
+        Self {
+            source,
+            workload: workload.is_some(),
+            labels: [service.service.as_str(), service.namespace.as_str(), account, account_namespace],
+            from,
+            to,
+            destinations: shapes([
+                mixer.text(Role::Service, service.service.as_str()),
+                mixer.text(Role::ServiceNamespace, service.namespace.as_str()),
+                mixer.number(Role::ServiceCluster, to),
+            ]),
+            sources: shapes([
+                mixer.text(Role::Account, account),
+                mixer.text(Role::AccountNamespace, account_namespace),
+                mixer.number(Role::AccountCluster, from),
+            ]),
         }
-        if !self.spiffe.is_empty()
-            && let Some(number) = self.spiffe.get(source)
-        {
-            sources.push(*number);
-        }
-        (destinations, sources)
     }
 
-    fn cause(&self, rule: &Rule) -> Option<Cause<'_>> {
-        self.standings.get(rule.standing).map(|standing| Cause { id: standing.id, text: &standing.text })
+    /// Where rules of these shapes for this pair are filed; `None` if there can be none that count.
+    fn number(&self, mixer: Mixer, (layer, destination, source): (Layer, u8, u8)) -> Option<u64> {
+        let from = match source {
+            _ if layer == Layer::Shadow => return None,
+            WHOLE => whole(mixer, self.source),
+            _ if !self.workload => return None,
+            shape => *self.sources.get(usize::from(shape))?,
+        };
+        Some(*self.destinations.get(usize::from(destination))? ^ from)
+    }
+
+    /// Whether a ruling that was found under these shapes is about this pair: its number alone does not say so for sure.
+    fn is_meant(&self, ruling: &Ruling, (_, destination, source): (Layer, u8, u8)) -> bool {
+        let clusters = (ruling.to == ANY || ruling.to == self.to) && (ruling.from == ANY || ruling.from == self.from);
+        let whole = source == WHOLE;
+        let exact = (destination & 3) | if whole { 0 } else { (source & 3) << 2 };
+        let mut rest: &[u8] = &ruling.labels;
+        for (_, label) in (0..).zip(self.labels).filter(|(bit, _)| exact & (1 << bit) != 0) {
+            match rest.strip_prefix(label.as_bytes()).and_then(|rest| rest.strip_prefix(b".")) {
+                Some(left) => rest = left,
+                None => return false,
+            }
+        }
+        let named = || match ruling.key().map(|key| &key.source) {
+            Some(SourcePattern::Spiffe(id)) => id == self.source,
+            _ => false,
+        };
+        clusters && rest.is_empty() && (!whole || named())
     }
 }
 
@@ -262,64 +448,10 @@ fn capacities(rule: &Rule, from: Number, to: Number) -> Capacities {
 }
 
 /// Whether a tombstone beside this allow, which could have replaced it and itself stands for this pair, voids it.
-fn is_void(allow: &Rule, bucket: &[Rule], from: Number, to: Number) -> bool {
-    bucket.iter().any(|rule| {
+fn is_void(allow: &Rule, beside: &[Rule], from: Number, to: Number) -> bool {
+    beside.iter().any(|rule| {
         rule.state == RuleState::Deleted
-            && rule.layer == allow.layer
-            && rule.voids.contains(&allow.writer)
+            && rule.voids.contains(&allow.record.writer)
             && !(capacities(rule, from, to) & rule.left).is_empty()
     })
-}
-
-/// Hashes names and small numbers quickly. Seeded at random, since peers choose the names.
-#[derive(Clone, Debug)]
-pub(super) struct Mixer(u64);
-
-impl Default for Mixer {
-    fn default() -> Self {
-        Self(RandomState::new().hash_one(0_u64) | 1)
-    }
-}
-
-impl BuildHasher for Mixer {
-    type Hasher = Mix;
-    fn build_hasher(&self) -> Mix {
-        Mix(self.0)
-    }
-}
-
-pub(super) struct Mix(u64);
-
-impl Hasher for Mix {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        let mut chunks = bytes.chunks_exact(8);
-        for chunk in &mut chunks {
-            self.write_u64(chunk.try_into().map_or(0, u64::from_le_bytes));
-        }
-        // The length in the last number keeps a short chunk apart from one with zeros.
-        let rest = chunks.remainder().iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
-        self.write_u64(rest | (bytes.len() as u64).rotate_right(8));
-    }
-
-    fn write_u8(&mut self, number: u8) {
-        self.write_u64(u64::from(number));
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        self.write_u64(u64::from(number));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // Folding the upper half of a wide product into the lower mixes all bits (as wyhash does).
-        let product = u128::from(self.0 ^ number) * 0x9e37_79b9_7f4a_7c15;
-        self.0 = (product as u64) ^ ((product >> 64) as u64);
-    }
-
-    fn write_usize(&mut self, number: usize) {
-        self.write_u64(number as u64);
-    }
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Admission, Audience, Authentic, Body, ClusterId, EPOCHS_MAX, FederationId, LOGS_MAX, Record, RecordId,
-    replica::EPOCH_RECORDS_MAX, roll,
+    replica::EPOCH_RECORDS_MAX,
 };
 
 impl Replica {
@@ -38,8 +38,7 @@ impl Replica {
             Place::Gap => return Err(ReplicaError::Gap { id }),
             Place::Next | Place::Fork => {}
         }
-        let arrival = self.arrivals;
-        self.arrivals += 1;
+        let arrival = self.records.push(record.clone());
         let log = self.logs.entry((id.writer, id.audience)).or_default();
         let dropped = if place == Place::Next {
             log.append(&id, arrival);
@@ -47,8 +46,8 @@ impl Replica {
         } else {
             log.fork(&id, arrival)
         };
-        self.records.insert(arrival, record.clone());
-        self.file(record, arrival);
+        self.fold.take(arrival, record);
+        self.note_writer(record.value());
         if !dropped.is_empty() {
             self.drop_void(&dropped);
         }
@@ -108,13 +107,10 @@ impl Replica {
         Ok(())
     }
 
-    /// Enters a record in the indexes.
-    fn file(&mut self, record: &Authentic<Record>, arrival: u64) {
-        self.keys.entry(record.key()).or_default().push(arrival);
-        if !roll::is_paper(record.value()) {
-            return;
-        }
-        match &record.value().body {
+    /// Notes the key of whoever a record admits.
+    fn note_writer(&mut self, record: &Record) {
+        match &record.body {
+            _ if record.audience != Audience::Law => {}
             Body::Founding(candidate) => {
                 self.writers.insert(candidate.id, candidate.replication_key);
             }
@@ -123,26 +119,25 @@ impl Replica {
             }
             _ => {}
         }
-        self.papers.insert(arrival);
     }
 
     /// Forgets records that a fork made void, and with them whoever only they admitted.
     fn drop_void(&mut self, dropped: &[u64]) {
         let mut admits = false;
         for arrival in dropped {
-            if let Some(record) = self.records.remove(arrival) {
+            if let Some(record) = self.drop(*arrival) {
                 admits |= matches!(record.value().body, Body::Admission(_) | Body::Founding(_));
             }
         }
         if admits {
             self.recount_writers();
         }
-        let Self { records, keys, papers, .. } = self;
-        papers.retain(|arrival| records.contains_key(arrival));
-        keys.retain(|_, arrivals| {
-            arrivals.retain(|arrival| records.contains_key(arrival));
-            !arrivals.is_empty()
-        });
+    }
+
+    fn drop(&mut self, arrival: u64) -> Option<Authentic<Record>> {
+        let record = self.records.remove(arrival)?;
+        self.fold.forget(arrival, &record);
+        Some(record)
     }
 
     /// Finds anew whom a chain of admissions leads to; the logs of the others go, since no replica that comes later
@@ -151,10 +146,10 @@ impl Replica {
         let mut writers = BTreeMap::new();
         loop {
             let before = writers.len();
-            for record in self.papers.iter().filter_map(|arrival| self.records.get(arrival)) {
-                let candidate = match &record.value().body {
+            for record in self.fold.papers().map(Authentic::value) {
+                let candidate = match &record.body {
                     Body::Founding(candidate) => candidate,
-                    Body::Admission(admission) if writers.contains_key(&record.value().writer) => &admission.candidate,
+                    Body::Admission(admission) if writers.contains_key(&record.writer) => &admission.candidate,
                     _ => continue,
                 };
                 writers.entry(candidate.id).or_insert(candidate.replication_key);
@@ -167,9 +162,9 @@ impl Replica {
         if let Some(key) = self.writers.get(&own) {
             writers.entry(own).or_insert(*key);
         }
+        let gone = self.logs.extract_if(.., |(writer, _), _| !writers.contains_key(writer));
+        let gone: Vec<u64> = gone.flat_map(|(_, log)| log.arrivals().collect::<Vec<_>>()).collect();
         self.writers = writers;
-        let Self { records, writers, logs, .. } = self;
-        records.retain(|_, record| writers.contains_key(&record.value().writer));
-        logs.retain(|(writer, _), _| writers.contains_key(writer));
+        gone.into_iter().for_each(|arrival| drop(self.drop(arrival)));
     }
 }

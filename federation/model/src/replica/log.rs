@@ -147,6 +147,12 @@ impl Log {
         self.epochs.iter().filter(|(_, epoch)| epoch.is_frozen()).map(|(number, epoch)| (*number, epoch.head().seq))
     }
 
+    /// Arrivals of all that is held.
+    pub(super) fn arrivals(&self) -> impl Iterator<Item = u64> {
+        let chain = self.epochs.values().flat_map(|epoch| epoch.chain.values().map(|entry| entry.arrival));
+        chain.chain(self.epochs.values().flat_map(|epoch| epoch.siblings.values().copied()))
+    }
+
     /// Arrivals of the siblings that froze an epoch.
     pub(super) fn siblings(&self, epoch: u64) -> impl Iterator<Item = u64> {
         self.epochs.get(&epoch).into_iter().flat_map(|epoch| epoch.siblings.values().copied())

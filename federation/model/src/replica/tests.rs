@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    Accept, Layer, RuleState,
+    Accept, Body, Layer, RuleState,
     testing::{ALLOW, DENY, Writer, authentic, cluster, export, key, members},
 };
 

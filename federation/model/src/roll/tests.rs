@@ -165,7 +165,7 @@ fn of_an_evicted_cluster_only_what_its_evictors_name_counts() {
     let roll = world.roll(3);
     let counts = |id: &RecordId| {
         let record = world.records.iter().find(|record| record.id() == *id).expect("written");
-        roll.counts(record)
+        roll.counts(&record.id())
     };
     assert!(before.iter().all(counts) && !after.iter().any(counts));
     assert!(!counts(&hidden), "its services are void whole");
@@ -180,8 +180,7 @@ fn the_narrowest_head_that_was_named_counts() {
     let second = world.law(2, Body::Terms(MemberTerms::default()));
     world.evict(1, 2);
     let roll = world.roll(3);
-    let record = |id: RecordId| world.records.iter().find(|record| record.id() == id).expect("written");
-    assert!(roll.counts(record(first)) && !roll.counts(record(second)));
+    assert!(roll.counts(&first) && !roll.counts(&second));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    Accept, Admission, DenialReason, Layer, MemberTerms, RuleState,
+    Accept, AccountRef, Admission, DenialReason, Export, Layer, MemberTerms, RuleState, Service, TrustBundle,
     testing::{ALLOW, DENY, Writer, authentic, candidate, cluster, domain, export, key, service, workload},
 };
 
@@ -296,7 +296,7 @@ fn rules_count_once_folded_and_conflicts_show() {
         let snapshot = world.snapshot();
         (
             snapshot.authorizer.allows(&workload("web.shop", 2), &service("payments.billing", 1)),
-            snapshot.conflicts.len(),
+            snapshot.conflicts().len(),
         )
     };
     assert_eq!(check(&world), (true, 0));

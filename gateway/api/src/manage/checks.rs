@@ -151,7 +151,7 @@ fn stale(state: &LinkState) -> Option<Check> {
 }
 
 fn conflicts(snapshot: &Snapshot) -> Check {
-    match snapshot.conflicts.len() {
+    match snapshot.authorizer.conflict_count() {
         0 => ok("law.conflicts", "", "none".into()),
         number => {
             let detail = format!("{number} intentions have concurrent versions; calls pass only if each lets them");

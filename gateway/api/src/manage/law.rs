@@ -56,10 +56,10 @@ impl Shared {
         let body = Body::Intention(Intention { key: key.clone(), state });
         let id = self.links.write(Audience::Law, body, author).await?;
         tracing::info!(intention = %id, author = %written, %action, %layer, "intention written");
-        let stands = |snapshot: &Snapshot| snapshot.authorizer.explain().iter().any(|standing| standing.id == id);
+        let stands = |snapshot: &Snapshot| find(snapshot, &key, id).is_some();
         let intention = match self.published(id, stands).await {
-            Some(snapshot) => find(&snapshot, id).map(|standing| {
-                let mut intention = shown(standing, &snapshot);
+            Some(snapshot) => find(&snapshot, &key, id).map(|standing| {
+                let mut intention = shown(&standing, &snapshot);
                 if intention.note.is_empty() {
                     intention.note = others_left(&snapshot, &key, id);
                 }
@@ -86,11 +86,12 @@ impl Shared {
         let body = Body::Intention(Intention { key: key.clone(), state: RuleState::Deleted });
         let id = self.links.write(Audience::Law, body, author.clone()).await?;
         tracing::info!(intention = %id, %author, layer = %key.layer, "intention deleted");
-        let before: Vec<RecordId> = versions(&snapshot, &key).map(|standing| standing.id).collect();
+        let before: Vec<RecordId> = versions(&snapshot, &key).into_iter().map(|standing| standing.id).collect();
         // It shows in that a version is gone, or in that the tombstone stands beside those of others.
         let shows = |snapshot: &Snapshot| {
-            find(snapshot, id).is_some()
-                || before.iter().any(|was| !versions(snapshot, &key).any(|standing| standing.id == *was))
+            let left = versions(snapshot, &key);
+            find(snapshot, &key, id).is_some()
+                || before.iter().any(|was| !left.iter().any(|standing| standing.id == *was))
         };
         let after = self.published(id, shows).await.unwrap_or_else(|| snapshot.clone());
         let note = others_left(&after, &key, id);
@@ -147,7 +148,7 @@ impl Shared {
         for action in actions {
             let source = SourcePattern::parse(&request.source, action, snapshot.own, &snapshot.members)?;
             let key = IntentionKey { source, destination: destination.clone(), layer };
-            if !keys.contains(&key) && versions(snapshot, &key).next().is_some() {
+            if !keys.contains(&key) && !versions(snapshot, &key).is_empty() {
                 keys.push(key);
             }
         }
@@ -243,14 +244,15 @@ fn action(text: &str) -> Result<Action, Refusal> {
     text.parse().map_err(|error: String| Refusal::invalid("bad_action", error))
 }
 
-fn find(snapshot: &Snapshot, id: RecordId) -> Option<&Standing> {
-    snapshot.authorizer.explain().iter().find(|standing| standing.id == id)
+fn find(snapshot: &Snapshot, key: &IntentionKey, id: RecordId) -> Option<Standing> {
+    snapshot.authorizer.standings(key).into_iter().find(|standing| standing.id == id)
 }
 
 /// Live versions of a key that say something.
-fn versions<'a>(snapshot: &'a Snapshot, key: &'a IntentionKey) -> impl Iterator<Item = &'a Standing> {
-    let standings = snapshot.authorizer.explain().iter();
-    standings.filter(move |standing| standing.key == *key && standing.state != RuleState::Deleted)
+fn versions(snapshot: &Snapshot, key: &IntentionKey) -> Vec<Standing> {
+    let mut standings = snapshot.authorizer.standings(key);
+    standings.retain(|standing| standing.state != RuleState::Deleted);
+    standings
 }
 
 fn shown(standing: &Standing, snapshot: &Snapshot) -> wire::Intention {
@@ -312,6 +314,7 @@ fn precedence(key: &IntentionKey) -> u32 {
 /// Which versions of others stand beside what was just written; empty when none does.
 fn others_left(after: &Snapshot, key: &IntentionKey, id: RecordId) -> String {
     let left: Vec<String> = versions(after, key)
+        .iter()
         .filter(|standing| standing.id != id && standing.writer != after.own)
         .map(|standing| format!("{} by {}", standing.text, naming::shown(&standing.writer, &after.members)))
         .collect();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use federation_model::{
-    ACCOUNTS_MAX, AccountRef, Audience, Authentic, Body, ClusterId, Export, NamespaceName, Record, ServiceId,
+    ACCOUNTS_MAX, AccountRef, Audience, Authentic, Body, ClusterId, Export, NamespaceName, Records, ServiceId,
     ServiceName, Snapshot,
 };
 use proto::manage as wire;
@@ -157,11 +157,10 @@ impl Shared {
 }
 
 /// The newest word to each audience, `None` when it was taken back.
-fn told(records: &[Authentic<Record>]) -> Told {
+fn told(records: &Records) -> Told {
     let mut newest: BTreeMap<_, BTreeMap<Audience, (u64, u64)>> = BTreeMap::new();
     let mut told = Told::new();
-    for record in records {
-        let record = record.value();
+    for record in records.iter().map(Authentic::value) {
         let (namespace, service, export) = match &record.body {
             Body::Service(export) => (&export.namespace, &export.service, Some(export.clone())),
             Body::ServiceGone { service, namespace } => (namespace, service, None),

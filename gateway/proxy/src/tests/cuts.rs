@@ -105,7 +105,7 @@ async fn a_revoked_trust_domain_and_a_vanished_service_cut() {
             let mut bundle = snapshot.bundles.get(&domain).expect("a bundle").clone();
             bundle.roots.clear();
             bundle.sequence += 1;
-            snapshot.bundles.update(bundle).expect("newer");
+            Arc::make_mut(&mut snapshot.bundles).update(bundle).expect("newer");
         } else {
             snapshot.catalog = Default::default();
         }

@@ -155,10 +155,9 @@ impl World {
             own_state: MemberState::Active,
             federation: FederationId::from_digest(sha256(b"federation")),
             authorizer: Authorizer::compile(rules, &self.members).at(member.id, revision),
-            members: self.members.clone(),
-            bundles: self.bundles.clone(),
+            members: self.members.clone().into(),
+            bundles: self.bundles.clone().into(),
             catalog,
-            conflicts: vec![],
             held: vec![],
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     Intention, Member, MemberState, evaluator,
-    testing::{Dice, label},
+    testing::{Dice, label, on_all_cores},
 };
 
 const SERVICES: [&str; 2] = ["payments", "orders"];
@@ -122,31 +122,6 @@ fn reason(authorizer: &Authorizer, source: &SpiffeId, service: &ServiceId) -> Re
     }
 }
 
-/// Splits seeds over the cores; each returns what it counted.
-fn on_all_cores(worlds: u64, run: impl Fn(u64) -> BTreeMap<&'static str, u64> + Sync) -> BTreeMap<&'static str, u64> {
-    let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
-    let mut total: BTreeMap<&'static str, u64> = BTreeMap::new();
-    std::thread::scope(|scope| {
-        let run = &run;
-        let handles: Vec<_> = (0..threads)
-            .map(|thread| {
-                scope.spawn(move || {
-                    let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
-                    for seed in (thread..worlds).step_by(threads as usize) {
-                        run(seed).into_iter().for_each(|(what, count)| *counts.entry(what).or_default() += count);
-                    }
-                    counts
-                })
-            })
-            .collect();
-        for handle in handles {
-            let counts = handle.join().expect("no case failed");
-            counts.into_iter().for_each(|(what, count)| *total.entry(what).or_default() += count);
-        }
-    });
-    total
-}
-
 const PAIRS_PER_WORLD: u64 = 25;
 
 #[test]
@@ -174,7 +149,7 @@ fn compiled_law_decides_as_the_slow_one_in_a_million_cases() {
                 count("allow under own");
             }
             if let Verdict::Allow(rule) = authorizer.law.judge(&source, &service) {
-                count(if rule.id.writer == service.cluster { "allow by owner" } else { "allow by lawmaker" });
+                count(if rule.id().writer == service.cluster { "allow by owner" } else { "allow by lawmaker" });
             }
         }
         if !authorizer.conflicts().is_empty() {

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use federation_identity::{LiveSvid, LocalSigner, Signer, Svid, SvidKey, now, record};
 use federation_model::{
-    Admission, Audience, Authentic, Body, ClusterId, Digest, Eviction, FederationId, Position, Record, RecordId,
-    Replica, Snapshot, SpiffeId, fold,
+    Admission, Audience, Authentic, Body, ClusterId, Digest, Eviction, FederationId, Position, Record,
+    RecordId, Records, Replica, Snapshot, SpiffeId, fold,
 };
 use proto::convert::{decode_envelope, encode_envelope, encode_record};
 
@@ -167,8 +167,8 @@ impl Federation {
         id
     }
 
-    pub(crate) fn records(&self) -> Arc<Vec<Authentic<Record>>> {
-        Arc::new(self.replica.records().cloned().collect())
+    pub(crate) fn records(&self) -> Records {
+        self.replica.list().clone()
     }
 
     pub(crate) fn snapshot(&mut self) -> Arc<Snapshot> {

@@ -11,7 +11,7 @@ use std::{
 
 use federation_identity::{LiveSvid, Svid, SvidKey, Verifier, tls};
 use federation_model::{
-    AccountRef, Audience, Authentic, Body, ClusterId, ClusterName, Enforcement, ConnectionId, MemberState, Record, RecordId,
+    AccountRef, Audience, Body, ClusterId, ClusterName, ConnectionId, Enforcement, MemberState, RecordId, Records,
     Snapshot, SpiffeId, Stance, TokenId, VerifiedPeer,
 };
 use federation_store::{Change, Damage, Key, Kind as Rows, Revision, Row, Store, StoreError};
@@ -42,7 +42,7 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 pub(crate) struct FakeLinks {
     federation: Mutex<Federation>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
-    records: watch::Sender<Arc<Vec<Authentic<Record>>>>,
+    records: watch::Sender<Records>,
     verifier: Verifier,
     pub(crate) states: Mutex<Vec<LinkState>>,
     receipts: watch::Sender<u64>,
@@ -130,7 +130,7 @@ impl Links for FakeLinks {
         self.snapshot.subscribe()
     }
 
-    fn records(&self) -> watch::Receiver<Arc<Vec<Authentic<Record>>>> {
+    fn records(&self) -> watch::Receiver<Records> {
         self.records.subscribe()
     }
 
