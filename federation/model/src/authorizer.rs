@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use self::index::{Law, Verdict};
 use crate::{
-    Action, ClusterId, Conflict, Denial, DenialReason, IntentionKey, Member, Members, Passage, Permit, Proof, Record, RecordId,
-    Relay, RuleState, Service, ServiceId, SpiffeId, Timestamp, VerifiedPeer,
+    Action, ClusterId, Conflict, Denial, DenialReason, IntentionKey, Member, Members, Passage, Permit, Proof, Record,
+    RecordId, Relay, RuleState, Service, ServiceId, SpiffeId, Timestamp, VerifiedPeer,
 };
 
 /// What the law says of a pair, and why.
