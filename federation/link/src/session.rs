@@ -125,7 +125,9 @@ pub(crate) async fn begin_dialled(
         });
         wire::write(&mut control.0, hello).await.map_err(|error| closed_or(&connection, error))?;
         match wire::read(&mut control.1, HELLO_BYTES_MAX).await {
-            Ok(Frame::HelloAck(ack)) if (VERSION_MIN..=VERSION_MAX).contains(&ack.version) => Ok((control, ack.features)),
+            Ok(Frame::HelloAck(ack)) if (VERSION_MIN..=VERSION_MAX).contains(&ack.version) => {
+                Ok((control, ack.features))
+            }
             Ok(Frame::HelloAck(ack)) => Err(SessionError::Refuse {
                 reason: "version",
                 detail: format!("the peer chose version {}, {VERSION_MIN} to {VERSION_MAX} were offered", ack.version),

@@ -7,11 +7,7 @@
 //! Each statement in a receipt ("I enforce this log as far as that") only ever grows, so receipts merge in any order and
 //! one that is lost costs nothing but time.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{ClusterId, FederationId, RecordId, Timestamp};
 
@@ -140,7 +136,9 @@ impl Receipts {
     /// Whether a member enforces a record of a public log.
     pub fn enforces(&self, member: &ClusterId, record: &RecordId) -> bool {
         let account = self.0.get(member);
-        account.and_then(|account| account.law.get(&(record.writer, record.epoch))).is_some_and(|seq| *seq >= record.seq)
+        account
+            .and_then(|account| account.law.get(&(record.writer, record.epoch)))
+            .is_some_and(|seq| *seq >= record.seq)
     }
 
     /// Who of `members` enforces a record.

@@ -54,6 +54,9 @@ pub trait Links: Send + Sync + 'static {
     /// Signs that a member is out. The API checked that this cluster makes law.
     fn evict(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>>;
 
+    /// Leaves the federation and founds one of this cluster alone.
+    fn leave(&self, author: String) -> BoxFuture<'_, Result<Departed, Refusal>>;
+
     /// Writes a record of this cluster. Returns once it is durable and a snapshot with it is published.
     fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>>;
 
@@ -111,6 +114,15 @@ pub struct Joined {
     pub issuer: ClusterName,
     /// Every member, this cluster included.
     pub members: Vec<ClusterName>,
+}
+
+/// What became of a cluster that left.
+#[derive(Clone, Debug)]
+pub struct Departed {
+    /// The federation that it founded.
+    pub federation: federation_model::FederationId,
+    /// Members that did not confirm that it left.
+    pub untold: Vec<ClusterName>,
 }
 
 /// Whether a link's session stands.

@@ -3,6 +3,7 @@
 mod checks;
 mod law;
 mod links;
+mod members;
 mod naming;
 mod services;
 
@@ -52,14 +53,37 @@ impl Manage for Service {
         Ok(Response::new(self.0.list_links(&request.into_inner().cluster)?))
     }
 
-    async fn remove_link(&self, request: Request<wire::RemoveLinkRequest>) -> Reply<wire::RemoveLinkReply> {
-        let author = author(&request).await?;
-        Ok(Response::new(self.0.remove_link(&request.into_inner().cluster, &author).await?))
+    async fn remove_link(&self, request: Request<wire::ClusterRequest>) -> Reply<wire::MembershipReply> {
+        self.block_cluster(request).await
     }
 
-    async fn approve_cluster(&self, request: Request<wire::ApproveClusterRequest>) -> Reply<wire::ApproveClusterReply> {
+    async fn block_cluster(&self, request: Request<wire::ClusterRequest>) -> Reply<wire::MembershipReply> {
         let author = author(&request).await?;
-        Ok(Response::new(self.0.approve_cluster(&request.into_inner().cluster, &author).await?))
+        Ok(Response::new(self.0.block_cluster(&request.into_inner().cluster, author).await?))
+    }
+
+    async fn approve_cluster(&self, request: Request<wire::ClusterRequest>) -> Reply<wire::MembershipReply> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.approve_cluster(&request.into_inner().cluster, author).await?))
+    }
+
+    async fn evict_cluster(&self, request: Request<wire::ClusterRequest>) -> Reply<wire::MembershipReply> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.evict_cluster(&request.into_inner().cluster, author).await?))
+    }
+
+    async fn set_lawmaker(&self, request: Request<wire::SetLawmakerRequest>) -> Reply<wire::MembershipReply> {
+        let author = author(&request).await?;
+        let wire::SetLawmakerRequest { cluster, on } = request.into_inner();
+        Ok(Response::new(self.0.set_lawmaker(&cluster, on, author).await?))
+    }
+
+    async fn leave_federation(
+        &self,
+        request: Request<wire::LeaveFederationRequest>,
+    ) -> Reply<wire::LeaveFederationReply> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.leave_federation(author).await?))
     }
 
     async fn list_clusters(&self, _: Request<wire::ListClustersRequest>) -> Reply<wire::ClusterList> {
@@ -177,6 +201,7 @@ impl Shared {
                 reply.services = count(snapshot.catalog.len());
                 reply.intentions = count(snapshot.authorizer.len());
                 reply.conflicts = count(snapshot.authorizer.conflict_count());
+                problems.extend(members::problems(&snapshot));
                 if !snapshot.held.is_empty() {
                     let held = snapshot.held.len();
                     problems.push(format!("{held} admissions are held: another member has their name or trust domain"));

@@ -177,16 +177,34 @@ impl Client {
         Ok(self.0.clone().list_links(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
 
-    /// Ends the link with a member.
-    pub async fn link_remove(&self, cluster: &str) -> Result<manage::RemoveLinkReply, ClientError> {
-        let request = manage::RemoveLinkRequest { cluster: cluster.into() };
-        Ok(self.0.clone().remove_link(limited(request, REQUEST_LIMIT)).await?.into_inner())
+    /// Shuts a member out here.
+    pub async fn cluster_block(&self, cluster: &str) -> Result<manage::MembershipReply, ClientError> {
+        let request = manage::ClusterRequest { cluster: cluster.into() };
+        Ok(self.0.clone().block_cluster(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
 
-    /// Takes the link with a removed member up again.
-    pub async fn cluster_approve(&self, cluster: &str) -> Result<manage::ApproveClusterReply, ClientError> {
-        let request = manage::ApproveClusterRequest { cluster: cluster.into() };
+    /// Lets a member in here that was blocked, held or suspended.
+    pub async fn cluster_approve(&self, cluster: &str) -> Result<manage::MembershipReply, ClientError> {
+        let request = manage::ClusterRequest { cluster: cluster.into() };
         Ok(self.0.clone().approve_cluster(limited(request, REQUEST_LIMIT)).await?.into_inner())
+    }
+
+    /// Signs, as a lawmaker, that a member is out.
+    pub async fn cluster_evict(&self, cluster: &str) -> Result<manage::MembershipReply, ClientError> {
+        let request = manage::ClusterRequest { cluster: cluster.into() };
+        Ok(self.0.clone().evict_cluster(limited(request, REQUEST_LIMIT)).await?.into_inner())
+    }
+
+    /// Makes a member a lawmaker, or says that it is none.
+    pub async fn cluster_lawmaker(&self, cluster: &str, on: bool) -> Result<manage::MembershipReply, ClientError> {
+        let request = manage::SetLawmakerRequest { cluster: cluster.into(), on };
+        Ok(self.0.clone().set_lawmaker(limited(request, REQUEST_LIMIT)).await?.into_inner())
+    }
+
+    /// Leaves the federation.
+    pub async fn cluster_leave(&self) -> Result<manage::LeaveFederationReply, ClientError> {
+        let request = manage::LeaveFederationRequest {};
+        Ok(self.0.clone().leave_federation(limited(request, 2 * REQUEST_LIMIT)).await?.into_inner())
     }
 
     /// Issues a one-time token for a workload, `account[.namespace]`, that works for 15 minutes.
@@ -216,9 +234,17 @@ impl Client {
         Ok(self.0.clone().register_service(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
 
-    /// Shows a service to the members `to`; empty: to all.
+    /// Shows a service to the members `to` and to no other; empty: to all.
     pub async fn service_export(&self, service: &str, to: &[String]) -> Result<manage::ServiceReply, ClientError> {
-        let request = manage::ExportServiceRequest { service: service.into(), to: to.to_vec() };
+        self.export(manage::ExportServiceRequest { service: service.into(), to: to.to_vec(), nobody: false }).await
+    }
+
+    /// Shows a service to nobody any more.
+    pub async fn service_unexport(&self, service: &str) -> Result<manage::ServiceReply, ClientError> {
+        self.export(manage::ExportServiceRequest { service: service.into(), to: Vec::new(), nobody: true }).await
+    }
+
+    async fn export(&self, request: manage::ExportServiceRequest) -> Result<manage::ServiceReply, ClientError> {
         Ok(self.0.clone().export_service(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
 

@@ -6,6 +6,7 @@
 //! elsewhere.
 
 mod client;
+mod cluster;
 pub mod exit;
 mod format;
 mod run;

@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep};
 use crate::{
     Client, ClientError, Format, Globals, Operator, Terminal, exit, format, show,
     verbs::{
-        ActionArg, CertVerb, ClusterVerb, DnsQuestion, IntentionVerb, LayerArg, LinkVerb, Output, Pair, ServiceVerb,
-        WorkloadVerb, command,
+        ActionArg, CertVerb, ClusterVerb, DnsQuestion, IntentionVerb, LayerArg, LinkVerb, Member, Output, Pair,
+        ServiceVerb, WorkloadVerb, command,
     },
 };
 
@@ -46,7 +46,7 @@ pub async fn run_on(operator: Operator, globals: Globals, whole: clap::Command, 
     }
 }
 
-enum Failure {
+pub(crate) enum Failure {
     Client(ClientError),
     Usage(String),
     Other(String),
@@ -72,18 +72,7 @@ async fn perform(
             Ok(exit::DONE)
         }
         Operator::Link(verb) => link(verb, globals, terminal).await,
-        Operator::Cluster(ClusterVerb::List(output)) => {
-            let reply = connect().await?.cluster_list().await?;
-            print(terminal, output, &reply, |terminal| show::clusters(&reply, terminal.now))?;
-            Ok(exit::DONE)
-        }
-        Operator::Cluster(ClusterVerb::Approve { cluster, output }) => {
-            let reply = connect().await?.cluster_approve(&cluster).await?;
-            print(terminal, output, &reply, |_| String::new())?;
-            let name = format::clean(&reply.cluster);
-            terminal.say(&format!("The link with {name} is taken up again; `hanse link list` shows it."));
-            Ok(exit::DONE)
-        }
+        Operator::Cluster(verb) => crate::cluster::run(verb, globals, terminal).await,
         Operator::Workload(verb) => workload(verb, globals, terminal).await,
         Operator::Service(verb) => service(verb, globals, terminal).await,
         Operator::Intention(verb) => intention(verb, globals, terminal).await,
@@ -180,24 +169,19 @@ async fn link(verb: LinkVerb, globals: &Globals, terminal: &mut Terminal<'_>) ->
             print(terminal, output, &reply, |terminal| show::tokens(&reply, terminal.now))?;
         }
         LinkVerb::Remove { cluster, output } => {
-            let reply = connect().await?.link_remove(&cluster).await?;
-            print(terminal, output, &reply, |_| String::new())?;
-            let name = format::clean(&reply.cluster);
-            terminal.say(&format!(
-                "The link with {name} is removed here, until `hanse cluster approve {name}`; the other members decide \
-                 for themselves."
-            ));
+            let verb = ClusterVerb::Block { member: Member { cluster }, output };
+            return crate::cluster::run(verb, globals, terminal).await;
         }
     }
     Ok(exit::DONE)
 }
 
-/// Waits until every link that is not blocked, or that with `cluster`, is up; false when time is up first.
+/// Waits until every link of a member that is let in, or that with `cluster`, is up; false when time is up first.
 async fn up(client: &Client, cluster: Option<&str>) -> Result<bool, ClientError> {
     let end = Instant::now() + WAIT_LIMIT;
     loop {
         let links = client.link_list(cluster).await?.links;
-        if links.iter().all(|link| matches!(link.state.as_str(), "up" | "blocked")) {
+        if links.iter().all(|link| matches!(link.state.as_str(), "up" | "blocked" | "held" | "suspended")) {
             return Ok(true);
         }
         if Instant::now() >= end {
@@ -237,7 +221,10 @@ async fn service(verb: ServiceVerb, globals: &Globals, terminal: &mut Terminal<'
         ServiceVerb::Register { service, port, accounts, output } => {
             (client.service_register(&service, port, &accounts).await?, output, false)
         }
-        ServiceVerb::Export { service, to, output } => (client.service_export(&service, &to).await?, output, true),
+        ServiceVerb::Export { service, nobody: true, output, .. } => {
+            (client.service_unexport(&service).await?, output, true)
+        }
+        ServiceVerb::Export { service, to, output, .. } => (client.service_export(&service, &to).await?, output, true),
     };
     print(terminal, output, &reply, |_| show::services(&reply.service))?;
     if let Some(service) = reply.service.as_ref().filter(|service| !exported && service.exported_to.is_empty()) {
@@ -312,7 +299,7 @@ async fn dns(question: DnsQuestion, globals: &Globals, terminal: &mut Terminal<'
 }
 
 /// Prints `value` as the operator wants it.
-fn print(
+pub(crate) fn print(
     terminal: &mut Terminal<'_>,
     output: Output,
     value: &impl Serialize,

@@ -108,20 +108,44 @@ pub(crate) fn link_status(reply: &manage::LinkList, now: SystemTime) -> String {
 
 pub(crate) fn clusters(reply: &manage::ClusterList, now: SystemTime) -> String {
     table(
-        ["NAME", "ID", "STATE", "LAWMAKER", "ACCEPTS", "SPONSOR", "AGE", "ENDPOINTS"],
+        ["NAME", "ID", "STATE", "EVICTED BY", "LAWMAKER", "ACCEPTS", "APPROVAL", "SPONSOR", "AGE", "ENDPOINTS"],
         reply.clusters.iter().map(|cluster| {
             [
                 cluster.name.clone(),
                 short(&cluster.id),
                 cluster.state.clone(),
+                cluster.evicted_by.join(","),
                 yes_no(cluster.lawmaker),
                 cluster.accept.clone(),
+                cluster.approval.clone(),
                 cluster.sponsor.clone(),
                 ago(cluster.admitted_at_ms, now),
                 cluster.endpoints.join(","),
             ]
         }),
     )
+}
+
+pub(crate) fn membership(reply: &manage::MembershipReply) -> String {
+    table(
+        ["NAME", "ID", "STATE", "EVICTED BY", "LAWMAKER", "STILL NEEDED"],
+        [[
+            reply.cluster.clone(),
+            short(&reply.cluster_id),
+            reply.state.clone(),
+            reply.evicted_by.join(","),
+            yes_no(reply.lawmaker),
+            reply.needs.join(" or "),
+        ]],
+    )
+}
+
+pub(crate) fn left(reply: &manage::LeaveFederationReply) -> String {
+    facts([
+        ("Left", short(&reply.left)),
+        ("Federation", short(&reply.federation)),
+        ("Not told", reply.untold.join(", ")),
+    ])
 }
 
 pub(crate) fn workloads(reply: &manage::WorkloadList, now: SystemTime) -> String {

@@ -54,6 +54,21 @@ impl Terminal<'_> {
         if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
 
+    /// Says what is about to happen and asks whether it should; anything but `yes` is no. Where nobody can be asked, no.
+    ///
+    /// # Errors
+    /// Nobody can be asked, or standard input cannot be read.
+    pub(crate) fn confirm(&mut self, what: &str) -> Result<bool, String> {
+        self.say(what);
+        if !self.asks {
+            return Err("nobody can be asked here: say --yes if that is what you want".into());
+        }
+        let _ = write!(self.err, "Type yes to go on: ");
+        let _ = self.err.flush();
+        let answer = line(self.input).map_err(|error| format!("cannot read the answer: {error}"))?;
+        Ok(answer.trim() == "yes")
+    }
+
     /// Reads a token from a file, from standard input (`-`, or nobody to ask), or from a person, without echo.
     ///
     /// # Errors

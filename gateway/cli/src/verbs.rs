@@ -124,13 +124,63 @@ pub enum LinkVerb {
 pub enum ClusterVerb {
     /// Every member of the federation.
     List(Output),
-    /// Take the link with a member up again that `hanse link remove` ended here.
+    /// Let a member in here that was blocked, that waits for approval, or that was suspended. For this cluster alone.
     Approve {
-        #[arg(value_name = "CLUSTER")]
-        cluster: String,
+        #[command(flatten)]
+        member: Member,
         #[command(flatten)]
         output: Output,
     },
+    /// Shut a member out here, until `hanse cluster approve`. This cluster's own decision: no other is bound by it.
+    Block {
+        #[command(flatten)]
+        member: Member,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Put a member out of the federation, as a lawmaker: suspended everywhere at once, out for good when a second
+    /// lawmaker says the same, or when this is the only other one.
+    Evict {
+        #[command(flatten)]
+        member: Member,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Make a member a lawmaker (on), or take that back (off: needs two lawmakers, or the member itself).
+    Lawmaker {
+        #[command(flatten)]
+        member: Member,
+        #[arg(value_enum, value_name = "on|off")]
+        switch: Switch,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Leave the federation. This cluster goes on alone, with its own services and rules; a token brings it back.
+    Leave {
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// A member by name.
+#[derive(Debug, Clone, Args)]
+pub struct Member {
+    /// Its name, or name@id with at least six digits of the id where clusters of one name came and went.
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 /// `hanse workload …`
@@ -173,9 +223,12 @@ pub enum ServiceVerb {
     Export {
         #[arg(value_name = "SERVICE[.NAMESPACE]")]
         service: String,
-        /// Members that may see it [default: all].
+        /// Members that may see it [default: all]. Whoever saw it before and is not named sees it no more.
         #[arg(long, value_name = "CLUSTER", value_delimiter = ',')]
         to: Vec<String>,
+        /// Show it to nobody any more.
+        #[arg(long, conflicts_with = "to")]
+        nobody: bool,
         #[command(flatten)]
         output: Output,
     },

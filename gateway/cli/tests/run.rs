@@ -75,6 +75,16 @@ impl Gateway {
     }
 }
 
+fn member(cluster: &str, state: &str) -> wire::MembershipReply {
+    wire::MembershipReply {
+        cluster: cluster.into(),
+        state: state.into(),
+        changed: true,
+        detail: format!("{cluster} is {state}\u{1b}[0m"),
+        ..Default::default()
+    }
+}
+
 macro_rules! answers {
     ($($method:ident($request:ident) -> $reply:ident: $value:expr;)*) => {
         #[tonic::async_trait]
@@ -111,8 +121,20 @@ answers! {
             vec![wire::Link { cluster: "west".into(), state: "up".into(), ..Default::default() }]
         },
     };
-    remove_link(RemoveLinkRequest) -> RemoveLinkReply: |_, asked| wire::RemoveLinkReply { cluster: asked.cluster.clone() };
-    approve_cluster(ApproveClusterRequest) -> ApproveClusterReply: |_, asked| wire::ApproveClusterReply { cluster: asked.cluster.clone() };
+    remove_link(ClusterRequest) -> MembershipReply: |_, asked| member(&asked.cluster, "blocked");
+    block_cluster(ClusterRequest) -> MembershipReply: |_, asked| member(&asked.cluster, "blocked");
+    approve_cluster(ClusterRequest) -> MembershipReply: |_, asked| member(&asked.cluster, "active");
+    evict_cluster(ClusterRequest) -> MembershipReply: |_, asked| wire::MembershipReply {
+        needs: vec!["west".into(), "north".into()],
+        evicted_by: vec!["east".into()],
+        ..member(&asked.cluster, "suspended")
+    };
+    set_lawmaker(SetLawmakerRequest) -> MembershipReply: |_, asked| member(&asked.cluster, "active");
+    leave_federation(LeaveFederationRequest) -> LeaveFederationReply: |_, _| wire::LeaveFederationReply {
+        left: "ab".repeat(32),
+        federation: "cd".repeat(32),
+        untold: vec!["north".into()],
+    };
     list_clusters(ListClustersRequest) -> ClusterList: |_, _| wire::ClusterList {
         clusters: vec![wire::Cluster { name: "\u{1b}[31meast".into(), ..Default::default() }],
     };
@@ -194,6 +216,11 @@ struct Line {
 
 /// Exit code, stdout, stderr.
 async fn run(socket: &Path, line: &str, input: &str) -> (u8, String, String) {
+    run_by(false, socket, line, input).await
+}
+
+/// [`run`] on a terminal or not.
+async fn run_by(asks: bool, socket: &Path, line: &str, input: &str) -> (u8, String, String) {
     let mut words: Vec<&str> = vec!["hanse", "--socket", socket.to_str().expect("path")];
     words.extend(line.split_whitespace());
     let Line { globals, operator } = Line::try_parse_from(words).expect(line);
@@ -202,7 +229,7 @@ async fn run(socket: &Path, line: &str, input: &str) -> (u8, String, String) {
         out: &mut out,
         err: &mut err,
         input: &mut input,
-        asks: false,
+        asks,
         colour: false,
         now: UNIX_EPOCH + Duration::from_millis(NOW_MS),
     };
@@ -360,6 +387,7 @@ async fn every_other_verb_answers() {
         ("workload list", "SVID ENDS"),
         ("service register payments.billing --port 8080", "payments.billing.east"),
         ("service export payments.billing --to west", "8080"),
+        ("service export payments.billing --nobody", "8080"),
         ("intention allow web.shop payments.billing", "web.shop.east"),
         ("intention delete web.shop payments.billing --layer rule", "deleted"),
         ("cert status", "TRUST DOMAIN"),
@@ -373,17 +401,71 @@ async fn every_other_verb_answers() {
         assert!(out.contains(wanted), "{line}: {out}");
     }
     let (code, out, err) = run(&server.socket, "link remove west", "").await;
-    assert_eq!((code, out.as_str()), (0, ""));
-    assert!(err.contains("west is removed here"), "{err}");
+    assert_eq!(code, 0);
+    assert!(out.contains("blocked") && err.contains("west is blocked?[0m."), "{out}{err}");
     let asked = gateway.asked.lock().expect("lock").join("\n");
     for wanted in [
         r#"RegisterServiceRequest { service: "payments.billing", port: 8080, accounts: [] }"#,
-        r#"ExportServiceRequest { service: "payments.billing", to: ["west"] }"#,
+        r#"ExportServiceRequest { service: "payments.billing", to: ["west"], nobody: false }"#,
+        r#"ExportServiceRequest { service: "payments.billing", to: [], nobody: true }"#,
         r#"layer: "rule", action: "" }"#,
         r#"ListLinksRequest { cluster: "west" }"#,
     ] {
         assert!(asked.contains(wanted), "{wanted}\nnot in\n{asked}");
     }
+}
+
+#[tokio::test]
+async fn decisions_about_members_say_what_is_now_the_case() {
+    let gateway = Gateway::default();
+    let server = serve(gateway.clone()).await;
+    for (line, wanted) in [
+        ("cluster block west", "blocked"),
+        ("cluster approve west@abcdef", "active"),
+        ("cluster evict onprem --yes", "west or north"),
+        ("cluster lawmaker west on", "active"),
+        ("cluster lawmaker west off", "active"),
+    ] {
+        let (code, out, err) = run(&server.socket, line, "").await;
+        assert_eq!(code, 0, "{line}: {err}");
+        assert!(out.contains(wanted) && out.contains("STILL NEEDED"), "{line}: {out}");
+        assert!(err.contains(" is ") && !err.contains('\u{1b}'), "{line}: {err}");
+    }
+    let (code, out, err) = run(&server.socket, "cluster leave --yes", "").await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("Not told:    north") && err.contains("alone now"), "{out}{err}");
+    let (_, out, _) = run(&server.socket, "cluster evict onprem --yes -o json", "").await;
+    let value: serde_json::Value = serde_json::from_str(&out).expect("json");
+    let field = |name: &str| value.get(name).cloned().unwrap_or_default();
+    assert_eq!((field("state"), field("for_good")), ("suspended".into(), false.into()));
+    assert_eq!(field("needs"), serde_json::json!(["west", "north"]));
+    assert_eq!(field("evicted_by"), serde_json::json!(["east"]));
+    let asked = gateway.asked.lock().expect("lock").join("\n");
+    for wanted in [r#"SetLawmakerRequest { cluster: "west", on: true }"#, r#"{ cluster: "west", on: false }"#] {
+        assert!(asked.contains(wanted), "{asked}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_undone_is_told_and_asked_first() {
+    let gateway = Gateway::default();
+    let server = serve(gateway.clone()).await;
+    for (line, told) in [("cluster evict west", "live connections"), ("cluster leave", "its services vanish")] {
+        for answer in ["", "no\n", "y\n", "yess\n"] {
+            let (code, out, err) = run_by(true, &server.socket, line, answer).await;
+            assert_eq!((code, out.as_str()), (1, ""), "{line}, {answer:?}");
+            assert!(err.contains(told) && err.contains("nothing was done"), "{err}");
+        }
+        let (code, _, err) = run_by(false, &server.socket, line, "yes\n").await;
+        assert_eq!(code, 2, "a script says --yes");
+        assert!(err.contains("--yes"), "{err}");
+    }
+    assert!(gateway.asked.lock().expect("lock").is_empty());
+    for line in ["cluster evict west", "cluster leave"] {
+        let (code, _, err) = run_by(true, &server.socket, line, "yes\n").await;
+        assert_eq!(code, 0, "{err}");
+    }
+    assert_eq!(gateway.asked.lock().expect("lock").len(), 2);
 }
 
 #[tokio::test]

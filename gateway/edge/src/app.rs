@@ -101,9 +101,9 @@ async fn edge(config: &Path) -> Result<()> {
     let own = candidate.id;
     let terms = MemberTerms {
         accept: settings.accept,
+        approval: settings.approval,
         relay: settings.relay,
         endpoints: advertise.clone(),
-        ..MemberTerms::default()
     };
     let (link, mut incoming) = Link::open(federation_link::Options {
         store: Arc::clone(&store),

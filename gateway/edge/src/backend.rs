@@ -10,8 +10,8 @@ use federation_model::{
 use federation_store::Store;
 use gateway_admin::telemetry::LogControl;
 use gateway_api::{
-    BoxFuture, Certificate, Check, CheckState, Connections, Direction, IssuedToken, Joined, Kind, LinkPhase, LinkState,
-    Links, Probed, Refusal, System, TokenState, TokenSummary,
+    BoxFuture, Certificate, Check, CheckState, Connections, Departed, Direction, IssuedToken, Joined, Kind, LinkPhase,
+    LinkState, Links, Probed, Refusal, System, TokenState, TokenSummary,
 };
 use gateway_proxy::Proxy;
 use tokio::{sync::watch, time::Instant};
@@ -100,6 +100,13 @@ impl Links for Federation {
 
     fn evict(&self, member: ClusterId, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>> {
         Box::pin(async move { self.0.evict(member, author).await.map_err(unwritten) })
+    }
+
+    fn leave(&self, author: String) -> BoxFuture<'_, Result<Departed, Refusal>> {
+        Box::pin(async move {
+            let departure = self.0.leave(author).await.map_err(unwritten)?;
+            Ok(Departed { federation: departure.federation, untold: departure.untold })
+        })
     }
 
     fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>> {

@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use federation_model::{Accept, AccountName, AccountRef, ClusterName, Endpoint, Relay, NamespaceName, TrustDomain};
+use federation_model::{
+    Accept, AccountName, AccountRef, Approval, ClusterName, Endpoint, NamespaceName, Relay, TrustDomain,
+};
 use gateway_admin::config::{Admin, Log, SettingsError};
 use serde::Deserialize;
 
@@ -73,7 +75,11 @@ pub struct Federation {
     /// `federation` (default): lawmakers' rules count here. `own`: rules of others can only restrict.
     #[serde(default)]
     pub accept: AcceptConfig,
-    /// `members`: this edge carries connections between members that have no session with each other. Default `nobody`.
+    /// `auto` (default): whom any member admits is let in here. `manual`: only once an operator here approves it, unless
+    /// this cluster admitted it itself, or was admitted by it.
+    #[serde(default)]
+    pub approval: ApprovalConfig,
+    /// `nobody` (default), or `members`: this edge carries tunnels between two others that cannot reach each other.
     #[serde(default)]
     pub relay: RelayConfig,
 }
@@ -91,6 +97,23 @@ impl From<RelayConfig> for Relay {
         match relay {
             RelayConfig::Nobody => Self::Nobody,
             RelayConfig::Members => Self::Members,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApprovalConfig {
+    #[default]
+    Auto,
+    Manual,
+}
+
+impl From<ApprovalConfig> for Approval {
+    fn from(approval: ApprovalConfig) -> Self {
+        match approval {
+            ApprovalConfig::Auto => Self::Auto,
+            ApprovalConfig::Manual => Self::Manual,
         }
     }
 }
@@ -159,6 +182,7 @@ pub struct Settings {
     pub federation_listen: Option<SocketAddr>,
     pub advertise: Vec<Endpoint>,
     pub accept: Accept,
+    pub approval: Approval,
     pub relay: Relay,
     pub mesh: Listener,
     pub discovery: Listener,
@@ -191,6 +215,7 @@ impl Settings {
             ("federation.listen", self.federation_listen != running.federation_listen),
             ("federation.advertise", self.advertise != running.advertise),
             ("federation.accept", self.accept != running.accept),
+            ("federation.approval", self.approval != running.approval),
             ("federation.relay", self.relay != running.relay),
             ("mesh", self.mesh != running.mesh),
             ("discovery", self.discovery != running.discovery),
@@ -265,6 +290,7 @@ impl Config {
             federation_listen: listen,
             advertise,
             accept: self.federation.accept.into(),
+            approval: self.federation.approval.into(),
             relay: self.federation.relay.into(),
             mesh: self.mesh,
             discovery: self.discovery,
@@ -297,6 +323,19 @@ mod tests {
         assert_eq!(settings.socket, Path::new(SOCKET_DEFAULT));
         assert_eq!(settings.svid_ttl, Duration::from_secs(3600));
         assert_eq!(settings.federation_listen, None);
+        assert_eq!((settings.approval, settings.relay), (Approval::Auto, Relay::Nobody));
+    }
+
+    #[test]
+    fn approval_and_relaying_are_said_in_words() {
+        let base = "cluster = \"west\"\ndata_dir = \"/d\"\nkek_file = \"/k\"\n[federation]\n";
+        let settings = check(&format!("{base}approval = \"manual\"\nrelay = \"members\"")).expect("settings");
+        assert_eq!((settings.approval, settings.relay), (Approval::Manual, Relay::Members));
+        let before = check(base).expect("settings");
+        assert_eq!(settings.fixed_changes(&before), ["federation.approval", "federation.relay"]);
+        for wrong in ["approval = \"by hand\"", "relay = \"all\"", "relay = true"] {
+            assert!(check(&format!("{base}{wrong}")).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -33,9 +33,9 @@ pub struct Plan {
     inbound: bool,
     relayed: bool,
     fixed: bool,
-    relay: bool,
     svid_ttl: Option<Duration>,
     trust_domain: Option<String>,
+    federation: String,
     more: String,
 }
 
@@ -48,9 +48,9 @@ impl Plan {
             inbound: false,
             relayed: false,
             fixed: true,
-            relay: false,
             svid_ttl: None,
             trust_domain: None,
+            federation: String::new(),
             more: String::new(),
         }
     }
@@ -74,9 +74,8 @@ impl Plan {
     }
 
     /// It carries connections between others.
-    pub fn relay(mut self) -> Self {
-        self.relay = true;
-        self
+    pub fn relay(self) -> Self {
+        self.federation("relay = \"members\"")
     }
 
     /// The listeners for its sidecars are the default ones: free ports, others at each start.
@@ -94,6 +93,13 @@ impl Plan {
     /// Its trust domain; `<name>.mesh.internal` if left out.
     pub fn trust_domain(mut self, domain: &str) -> Self {
         self.trust_domain = Some(domain.into());
+        self
+    }
+
+    /// More keys of its `[federation]` table; it has to accept sessions.
+    pub fn federation(mut self, more: &str) -> Self {
+        self.federation.push_str(more);
+        self.federation.push('\n');
         self
     }
 
@@ -153,9 +159,7 @@ impl Cluster {
                 text.push_str(&format!("advertise = [\"{}\"]\n", started.address));
                 relay = Some(started);
             }
-            if plan.relay {
-                text.push_str("relay = \"members\"\n");
-            }
+            text.push_str(&plan.federation);
             text.push('\n');
         }
         if let Some(ttl) = plan.svid_ttl {

@@ -554,11 +554,13 @@ fn a_passage_needs_the_signed_header_and_the_members_own_session() {
     let edge = |number: u8| domain(number).edge(&crate::testing::name(number).parse().expect("name"));
     let signed = peer(Proof::Signed, workload("web.shop", 2), 200);
     let session = peer(Proof::Session, edge(2), 300);
-    let passage = authorizer.authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW).expect("allowed");
+    let passage =
+        authorizer.authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW).expect("allowed");
     assert_eq!(passage.deadline(), Timestamp::from_secs(200), "the leaf that signed ends it");
 
     let check = |signed: &VerifiedPeer, session: Option<&VerifiedPeer>, reason| {
-        let denial = authorizer.authorize_passage(signed, session, &world.members, &payments(), NOW).expect_err("refused");
+        let denial =
+            authorizer.authorize_passage(signed, session, &world.members, &payments(), NOW).expect_err("refused");
         assert_eq!(denial.reason, reason, "{signed:?} over {session:?}");
     };
     check(&signed, None, DenialReason::WrongProof);
@@ -580,10 +582,14 @@ fn an_own_workload_passes_without_a_session_and_nobody_brings_it_from_outside() 
     let here = world.compile().at(cluster(1), 1);
     assert!(here.authorize_passage(&signed, None, &world.members, &payments(), NOW).is_ok());
     let session = peer(Proof::Session, domain(2).edge(&"onprem".parse().expect("name")), 300);
-    let denial = here.authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW).expect_err("refused");
+    let denial =
+        here.authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW).expect_err("refused");
     assert_eq!(denial.reason, DenialReason::WrongProof);
     let nowhere = world.compile();
-    assert!(nowhere.authorize_passage(&signed, None, &world.members, &payments(), NOW).is_err(), "a law of no cluster has no own");
+    assert!(
+        nowhere.authorize_passage(&signed, None, &world.members, &payments(), NOW).is_err(),
+        "a law of no cluster has no own"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a feed sends to whom.
 
 use federation_model::{
-    Action, DestinationPattern, Export, IntentionKey, Layer, MemberTerms, Position, RuleState, Snapshot, fold,
+    Action, DestinationPattern, Export, IntentionKey, Layer, MemberTerms, Position, RuleState, Snapshot, Stance, fold,
 };
 
 use super::*;
@@ -93,6 +93,25 @@ fn the_papers_of_the_federation_go_to_everybody() {
     let update = feed.update(&federation.records(), &Forks::default());
     assert_eq!(update.added.len(), federation.records().len());
     assert!(update.removed.is_empty());
+}
+
+#[test]
+fn evictions_and_the_own_clusters_decisions_go_to_everybody_and_those_of_others_do_not() {
+    let mut federation = Federation::found("west");
+    let mut east = federation.admit("east", true);
+    let north = federation.admit("north", false);
+    let (own, cluster) = (federation.own.id, north.id);
+    let blocked = || Body::Stance { cluster, stance: Stance::Blocked };
+    let mine = federation.write(Audience::Member(own), blocked(), "test");
+    let evicted = federation.hear_eviction(&mut east, cluster);
+    // Nobody hears of another's; were it held all the same, it would be nothing to this workload.
+    let at = Position { epoch: 1, seq: 1, previous: Digest::ZERO };
+    let theirs = east.sign(federation.id, Audience::Member(east.id), at, blocked());
+    assert!(scope(&federation, "web").concerns(&Record { writer: own, ..theirs.value().clone() }));
+    assert!(!scope(&federation, "web").concerns(theirs.value()));
+    let mut feed = Feed::new(scope(&federation, "web"), HashSet::new());
+    feed.update(&federation.records(), &Forks::default());
+    assert!(feed.held.contains(&mine.digest) && feed.held.contains(&evicted.digest));
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! Join tokens, joining, links and members.
+//! Join tokens, joining, and links.
 
-use federation_model::{Accept, ClusterName, Timestamp};
+use federation_model::{ClusterName, Timestamp};
 use proto::{convert::parse_join_token, manage as wire};
 
 use super::{count, naming};
-use crate::{Direction, Kind, LinkPhase, LinkState, Refusal, server::Shared, tokens};
+use crate::{Direction, Kind, LinkState, Refusal, server::Shared, tokens};
 
 impl Shared {
     pub(super) async fn issue_token(&self, request: wire::IssueTokenRequest) -> Result<wire::IssueTokenReply, Refusal> {
@@ -75,58 +75,6 @@ impl Shared {
             states.retain(|state| state.member == wanted);
         }
         Ok(wire::LinkList { links: states.into_iter().map(link).collect() })
-    }
-
-    pub(super) async fn remove_link(&self, cluster: &str, author: &str) -> Result<wire::RemoveLinkReply, Refusal> {
-        let snapshot = self.ready()?;
-        let member = naming::other(cluster, &snapshot)?;
-        self.links.block(member.id, author.to_owned()).await?;
-        tracing::info!(cluster = %member.name, %author, "link removed");
-        Ok(wire::RemoveLinkReply { cluster: member.name.to_string() })
-    }
-
-    pub(super) async fn approve_cluster(
-        &self,
-        cluster: &str,
-        author: &str,
-    ) -> Result<wire::ApproveClusterReply, Refusal> {
-        let snapshot = self.ready()?;
-        let member = naming::other(cluster, &snapshot)?;
-        self.links.approve(member.id, author.to_owned()).await?;
-        tracing::info!(cluster = %member.name, %author, "link approved");
-        Ok(wire::ApproveClusterReply { cluster: member.name.to_string() })
-    }
-
-    pub(super) fn list_clusters(&self) -> Result<wire::ClusterList, Refusal> {
-        let snapshot = self.ready()?;
-        let states = self.links.statuses();
-        let clusters = snapshot.members.iter().map(|member| {
-            let state = match states.iter().find(|state| state.member == member.id).map(|state| state.phase) {
-                _ if member.id == snapshot.own => "own",
-                Some(LinkPhase::Up) => "up",
-                Some(LinkPhase::Out(state)) => state.as_str(),
-                _ => "down",
-            };
-            let bundle = snapshot.bundles.get(&member.trust_domain);
-            wire::Cluster {
-                name: member.name.to_string(),
-                id: member.id.to_string(),
-                trust_domain: member.trust_domain.to_string(),
-                own: member.id == snapshot.own,
-                lawmaker: member.lawmaker,
-                accept: match member.accept {
-                    Accept::Federation => "federation",
-                    Accept::Own => "own",
-                }
-                .to_owned(),
-                sponsor: naming::shown(&member.sponsor, &snapshot.members),
-                admitted_at_ms: member.admitted_at.as_millis(),
-                endpoints: member.endpoints.iter().map(ToString::to_string).collect(),
-                state: state.to_owned(),
-                bundle_sequence: bundle.map_or(0, |bundle| bundle.sequence),
-            }
-        });
-        Ok(wire::ClusterList { clusters: clusters.collect() })
     }
 }
 

@@ -76,9 +76,13 @@ impl Shared {
         let name = naming::own_service(&request.service, &snapshot.own_name)?;
         let mut audiences = BTreeSet::new();
         for cluster in &request.to {
-            audiences.insert(Audience::Member(naming::other(cluster, &snapshot)?.id));
+            naming::other(cluster, &snapshot)?;
+            audiences.insert(Audience::Member(naming::member(cluster, &snapshot.members)?.id));
         }
-        if audiences.is_empty() {
+        if request.nobody && !audiences.is_empty() {
+            return Err(Refusal::invalid("nobody_and_some", "give `nobody` or clusters, not both"));
+        }
+        if audiences.is_empty() && !request.nobody {
             audiences.insert(Audience::All);
         }
         let _turn = self.registering.lock().await;
@@ -100,12 +104,27 @@ impl Shared {
         };
         let mut told = told(&self.links.records().borrow());
         let before = told.remove(&(own, name.namespace, name.service)).unwrap_or_default();
-        for audience in audiences {
-            if before.get(&audience) != Some(&Some(export.clone())) {
-                self.tell(audience, &export, own, &author).await?;
+        for audience in &audiences {
+            if before.get(audience) != Some(&Some(export.clone())) {
+                self.tell(*audience, &export, own, &author).await?;
+            }
+        }
+        // Whoever was told before and is not meant now learns that it is gone.
+        for (audience, held) in before {
+            if held.is_some() && audience != Audience::Member(own) && !audiences.contains(&audience) {
+                self.take_back(audience, &export, &author).await?;
             }
         }
         self.service_reply(&export, own)
+    }
+
+    /// Writes that an audience is no longer shown a service.
+    async fn take_back(&self, audience: Audience, export: &Export, author: &str) -> Result<(), Refusal> {
+        let body = Body::ServiceGone { service: export.service.clone(), namespace: export.namespace.clone() };
+        let record = self.links.write(audience, body, author.to_owned()).await?;
+        let name = format!("{}.{}", export.service, export.namespace);
+        tracing::info!(service = %name, %author, ?audience, %record, "service taken back");
+        Ok(())
     }
 
     /// Writes what an audience is told, and waits until it shows.

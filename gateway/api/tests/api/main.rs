@@ -3,4 +3,5 @@
 mod enrolment;
 mod feed;
 mod manage;
+mod members;
 mod support;

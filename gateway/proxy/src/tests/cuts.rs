@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use federation_model::{Action, DenialReason};
+use federation_model::{Action, ClusterId, DenialReason, MemberState, Snapshot};
 use tokio::{io::AsyncReadExt, task::JoinSet, time::Instant};
 
 use super::world::{ALLOW, Chain, NOTHING, eventually, ping};
@@ -117,6 +117,50 @@ async fn a_revoked_trust_domain_and_a_vanished_service_cut() {
         chain.destination.audit.all().into_iter().filter(|event| event.access == Access::Cut).collect();
     assert_eq!(reasons[0].reason, Some("unknown_source"));
     assert_eq!(reasons[1].reason, Some("unknown_service"));
+}
+
+/// The picture that a cluster has of the federation once another one is out: no bundle of it, and no service.
+fn without(held: &Snapshot, out: ClusterId) -> Snapshot {
+    let mut snapshot = held.clone();
+    snapshot.revision += 1;
+    let member = Arc::make_mut(&mut snapshot.members).get_mut(&out).expect("a member");
+    member.state = MemberState::Suspended;
+    let domain = member.trust_domain.clone();
+    (snapshot.bundles, snapshot.catalog) = Default::default();
+    for bundle in held.bundles.iter().filter(|bundle| bundle.trust_domain != domain) {
+        Arc::make_mut(&mut snapshot.bundles).update(bundle.clone()).expect("as before");
+    }
+    held.catalog
+        .iter()
+        .filter(|service| service.id.cluster != out)
+        .for_each(|held| snapshot.catalog.insert(held.clone()));
+    snapshot
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_put_out_is_cut_by_whichever_hop_hears_of_it() {
+    let chain = Chain::start().await;
+    let (east, west) = (chain.world.id("east"), chain.world.id("west"));
+    for (place, node) in chain.nodes().into_iter().enumerate() {
+        let (mut application, _task) = chain.call().await;
+        ping(&mut application, b"live").await.expect("an answer");
+        let held = node.snapshot.borrow().clone().expect("a snapshot");
+        let (other, reason) = if held.own == west { (east, "unknown_source") } else { (west, "unknown_service") };
+        let cuts = |node: &super::world::Node| {
+            node.audit.all().into_iter().filter(|event| event.access == Access::Cut).collect::<Vec<_>>()
+        };
+        let before = cuts(node).len();
+        node.snapshot.send_replace(Some(Arc::new(without(&held, other))));
+        application.read_u8().await.expect_err("cut, and not finished");
+        let event = eventually("a cut", || cuts(node).into_iter().nth(before)).await;
+        assert_eq!(event.reason, Some(reason), "node {place}");
+        for node in chain.nodes() {
+            eventually("an empty registry", || (node.proxy.connections().count() == 0).then_some(())).await;
+        }
+        // And nothing new gets past it.
+        chain.refused().await;
+        node.snapshot.send_replace(Some(held));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! An edge can withhold law, not write it: what a sidecar takes and what it refuses.
 
 use federation_identity::{LocalSigner, Signer, federation_id, now, sha256};
-use federation_model::{Admission, Audience, Candidate, MemberTerms, Timestamp};
+use federation_model::{Admission, Audience, Candidate, Eviction, MemberState, MemberTerms, Stance, Timestamp};
 use proto::convert::{encode_envelope, encode_record};
 
 use super::*;
@@ -20,10 +20,14 @@ impl Cluster {
     }
 
     fn write(&self, federation: FederationId, seq: u64, body: Body) -> Vec<u8> {
+        self.write_to(Audience::Law, federation, seq, body)
+    }
+
+    fn write_to(&self, audience: Audience, federation: FederationId, seq: u64, body: Body) -> Vec<u8> {
         let record = Record {
             federation,
             writer: self.candidate.id,
-            audience: Audience::Law,
+            audience,
             epoch: 1,
             seq,
             previous: if seq == 1 { Digest::ZERO } else { Digest([1; 32]) },
@@ -106,4 +110,41 @@ fn forgets_what_no_longer_concerns_it() {
     let last: Vec<Digest> = records.digests().collect::<Vec<_>>().split_off(2);
     records.remove(&last);
     assert_eq!(records.raw().len(), 2);
+}
+
+/// Whether the sidecar of west believes east's identities still, once it has one more record.
+fn believes(decision: impl FnOnce(&Cluster, &Cluster, FederationId) -> Vec<u8>) -> (bool, MemberState) {
+    let (east, west, federation, envelopes, mut records) = world();
+    assert_eq!(records.add(envelopes), 0);
+    assert_eq!(records.add(vec![east.write(federation, 3, Body::Bundle(east.signer.bundle(1)))]), 0);
+    let domain = &east.candidate.trust_domain;
+    assert!(records.snapshot().expect("a snapshot").bundles.get(domain).is_some());
+    assert_eq!(records.add(vec![decision(&east, &west, federation)]), 0);
+    let snapshot = records.snapshot().expect("a snapshot");
+    let state = snapshot.members.get(&east.candidate.id).expect("east").state;
+    (snapshot.bundles.get(domain).is_some(), state)
+}
+
+#[test]
+fn a_member_that_its_own_cluster_blocked_is_believed_no_more() {
+    let blocked = |east: &Cluster| Body::Stance { cluster: east.candidate.id, stance: Stance::Blocked };
+    let (held, state) = believes(|east, west, federation| {
+        west.write_to(Audience::Member(west.candidate.id), federation, 1, blocked(east))
+    });
+    assert_eq!((held, state), (false, MemberState::Blocked));
+    // Another's decision is nothing to this sidecar.
+    let (held, _) = believes(|east, _, federation| {
+        east.write_to(Audience::Member(east.candidate.id), federation, 1, blocked(east))
+    });
+    assert!(held);
+}
+
+#[test]
+fn a_member_that_lawmakers_put_out_or_that_left_is_believed_no_more() {
+    let leaves = |east: &Cluster| Body::Eviction(Eviction { cluster: east.candidate.id, heads: BTreeMap::new() });
+    let (held, state) = believes(|east, _, federation| east.write(federation, 4, leaves(east)));
+    assert_eq!((held, state), (false, MemberState::Left));
+    // West makes no law: its word on east counts for nothing.
+    let (held, state) = believes(|east, west, federation| west.write(federation, 2, leaves(east)));
+    assert_eq!((held, state), (true, MemberState::Active));
 }

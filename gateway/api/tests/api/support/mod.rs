@@ -11,13 +11,14 @@ use std::{
 
 use federation_identity::{LiveSvid, Svid, SvidKey, Verifier, tls};
 use federation_model::{
-    AccountRef, Audience, Body, ClusterId, ClusterName, ConnectionId, Enforcement, MemberState, RecordId, Records,
-    Snapshot, SpiffeId, Stance, TokenId, VerifiedPeer,
+    AccountRef, Audience, Body, ClusterId, ClusterName, ConnectionId, Enforcement, FederationId, MemberState, RecordId,
+    Records, Snapshot, SpiffeId, Stance, TokenId, VerifiedPeer,
 };
 use federation_store::{Change, Damage, Key, Kind as Rows, Revision, Row, Store, StoreError};
 use gateway_api::{
-    Access, Api, BoxFuture, Certificate, Check, CheckState, Connections, Direction, Inputs, IssuedToken, Joined, Kind,
-    LinkPhase, LinkState, Links, Probed, Refusal, Registry, Settings, System, TokenState, TokenSummary, bind,
+    Access, Api, BoxFuture, Certificate, Check, CheckState, Connections, Departed, Direction, Inputs, IssuedToken,
+    Joined, Kind, LinkPhase, LinkState, Links, Probed, Refusal, Registry, Settings, System, TokenState, TokenSummary,
+    bind,
 };
 use hyper_util::rt::TokioIo;
 use proto::{
@@ -163,9 +164,9 @@ impl Links for FakeLinks {
 
     fn statuses(&self) -> Vec<LinkState> {
         let mut states = self.states.lock().expect("lock").clone();
-        let snapshot = self.current();
+        let snapshot = self.snapshot.borrow().clone();
         for state in &mut states {
-            let standing = snapshot.members.get(&state.member).map(|member| member.state);
+            let standing = snapshot.as_ref().and_then(|held| Some(held.members.get(&state.member)?.state));
             if let Some(standing) = standing.filter(|standing| !standing.is_active()) {
                 state.phase = LinkPhase::Out(standing);
             }
@@ -212,6 +213,11 @@ impl Links for FakeLinks {
         let id = self.federation().evict(member, &author);
         self.publish();
         Box::pin(async move { Ok(id) })
+    }
+
+    fn leave(&self, _: String) -> BoxFuture<'_, Result<Departed, Refusal>> {
+        let federation = FederationId::from_digest(federation_identity::sha256(b"alone"));
+        Box::pin(async move { Ok(Departed { federation, untold: vec!["north".parse().expect("name")] }) })
     }
 
     fn write(&self, audience: Audience, body: Body, author: String) -> BoxFuture<'_, Result<RecordId, Refusal>> {
