@@ -10,6 +10,7 @@ mod bundle;
 mod cluster;
 mod denial;
 mod intention;
+mod mutation;
 mod name;
 mod peer;
 mod permit;
@@ -33,6 +34,8 @@ pub use cluster::{
 };
 pub use denial::{Denial, DenialReason};
 pub use intention::{Action, Intention, IntentionKey, Layer, RuleState};
+#[cfg(feature = "mutations")]
+pub use mutation::{Mutation, plant};
 pub use name::{AccountName, ClusterName, LABEL_BYTES_MAX, NameError, NamespaceName, ServiceName};
 pub use peer::{Proof, VerifiedPeer};
 pub use permit::{Passage, Permit};
@@ -43,8 +46,6 @@ pub use record::{
 pub use reference::{
     ClusterPattern, DestinationPattern, Label, MESH_ZONE, ReferenceError, ServiceRef, SourcePattern, SourceRef,
 };
-#[cfg(feature = "mutations")]
-pub use replica::Mutation;
 pub use replica::{
     Alarm, EPOCH_RECORDS_MAX, Effect, MESSAGE_BYTES_MAX, MESSAGE_RECORDS_MAX, Message, Replica, ReplicaError,
 };

@@ -21,7 +21,9 @@ use std::{
 use self::log::Log;
 use crate::{
     Audience, Authentic, Body, ClusterId, Digest, EPOCHS_MAX, FederationId, Head, Intention, Position, REPLACES_MAX,
-    Record, RecordId, RecordKey, ReplicationKey, Vector, roll,
+    Record, RecordId, RecordKey, ReplicationKey, RuleState, Vector,
+    mutation::{Mutation, planted},
+    roll,
     standing::{self, Capacities, Version},
 };
 
@@ -97,18 +99,6 @@ impl ReplicaError {
     }
 }
 
-/// A fault planted on purpose, so that the simulation can show that it finds it.
-#[cfg(feature = "mutations")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutation {
-    /// Takes a record over a gap.
-    AcceptGap,
-    /// Sends a record before it is durable.
-    SendBeforePersist,
-    /// Overlooks a second record at one place.
-    IgnoreFork,
-}
-
 /// What is known of a connected peer.
 #[derive(Clone, Debug, Default)]
 struct Peer {
@@ -138,8 +128,6 @@ pub struct Replica {
     floor: u64,
     /// Peers that named heads of this cluster which it does not have, and showed no record of them since.
     doubted: BTreeSet<ClusterId>,
-    #[cfg(feature = "mutations")]
-    mutation: Option<Mutation>,
 }
 
 /// What one batch changed.
@@ -165,15 +153,7 @@ impl Replica {
             floors: BTreeMap::new(),
             floor: 1,
             doubted: BTreeSet::new(),
-            #[cfg(feature = "mutations")]
-            mutation: None,
         }
-    }
-
-    /// A replica with a planted fault: for the simulation alone.
-    #[cfg(feature = "mutations")]
-    pub fn mutated(own: ClusterId, federation: FederationId, mutation: Mutation) -> Self {
-        Self { mutation: Some(mutation), ..Self::new(own, federation) }
     }
 
     pub fn own(&self) -> ClusterId {
@@ -191,6 +171,7 @@ impl Replica {
     /// among the damaged, its next write opens a new epoch.
     pub fn load(&mut self, records: impl IntoIterator<Item = Authentic<Record>>) -> Vec<ReplicaError> {
         let mut waiting: Vec<Authentic<Record>> = records.into_iter().collect();
+        waiting.retain(|record| !(planted(Mutation::ForgetTombstone) && is_tombstone(record)));
         let mut refused = Vec::new();
         loop {
             let before = waiting.len();
@@ -225,7 +206,8 @@ impl Replica {
 
     /// Where this cluster's next record to `audience` goes.
     pub fn next_position(&self, audience: Audience) -> Position {
-        let floor = self.floors.get(&audience).copied().unwrap_or(1).max(self.floor);
+        let floor = if planted(Mutation::ForgetFloor) { 1 } else { self.floor };
+        let floor = self.floors.get(&audience).copied().unwrap_or(1).max(floor);
         let log = self.logs.get(&(self.own, audience));
         if let Some((epoch, head)) = log.and_then(Log::open_head)
             && epoch >= floor
@@ -347,7 +329,8 @@ impl Replica {
     /// Asks every connected peer again for what is lacking. Once a minute is plenty: it heals what a lost or refused
     /// message left behind.
     pub fn anti_entropy(&mut self) -> Vec<Effect> {
-        let peers: Vec<ClusterId> = self.peers.keys().copied().collect();
+        let asks = !planted(Mutation::SkipAntiEntropy);
+        let peers: Vec<ClusterId> = self.peers.keys().copied().filter(|_| asks).collect();
         peers.into_iter().map(|peer| self.ask(peer)).collect()
     }
 
@@ -446,7 +429,9 @@ impl Replica {
         match audience {
             Audience::Law | Audience::All => true,
             Audience::Member(reader) => {
-                reader != writer && ((writer == self.own && reader == peer) || (writer == peer && reader == self.own))
+                planted(Mutation::RelayPrivateLog)
+                    || reader != writer
+                        && ((writer == self.own && reader == peer) || (writer == peer && reader == self.own))
             }
         }
     }
@@ -467,7 +452,7 @@ impl Replica {
                 }
             }
         }
-        if claimed.is_empty() || !self.doubted.insert(peer) {
+        if claimed.is_empty() || planted(Mutation::IgnoreDoubt) || !self.doubted.insert(peer) {
             return false;
         }
         for (audience, epoch) in claimed {
@@ -481,7 +466,7 @@ impl Replica {
         *floor = epoch.max(*floor);
     }
 
-    fn effects(&mut self, changes: Changes, from: Option<ClusterId>) -> Vec<Effect> {
+    fn effects(&mut self, mut changes: Changes, from: Option<ClusterId>) -> Vec<Effect> {
         if changes.taken.is_empty() {
             return Vec::new();
         }
@@ -499,10 +484,15 @@ impl Replica {
             // Whoever sent one side of a fork is shown the other.
             self.push(peer, &[], &forked, &mut sends);
         }
-        let mut effects = vec![Effect::Persist(changes.taken), Effect::Publish];
+        if planted(Mutation::PersistFirst) {
+            changes.taken.truncate(1);
+        }
+        let mut effects = vec![Effect::Persist(changes.taken)];
+        if changes.alarms.is_empty() || !planted(Mutation::SkipPublish) {
+            effects.push(Effect::Publish);
+        }
         effects.extend(changes.alarms.into_iter().map(Effect::Alarm));
-        #[cfg(feature = "mutations")]
-        if self.mutation == Some(Mutation::SendBeforePersist) {
+        if planted(Mutation::SendBeforePersist) {
             sends.append(&mut effects);
             return sends;
         }
@@ -551,6 +541,10 @@ fn version(record: &Authentic<Record>) -> Option<Version<'_>> {
         }
         _ => None,
     }
+}
+
+fn is_tombstone(record: &Authentic<Record>) -> bool {
+    matches!(record.value().body, Body::Intention(Intention { state: RuleState::Deleted, .. }))
 }
 
 /// Notes that a peer is at least as far as `head`.

@@ -9,6 +9,7 @@ use crate::{
     ACCOUNTS_MAX, AccountRef, Admission, Audience, Authentic, Authorizer, Body, Bundles, ClusterId, ClusterName,
     Digest, Export, FederationId, IntentionKey, Member, Members, Record, RecordId, RecordKey, Service, ServiceCatalog,
     ServiceId, ServiceRef, TrustBundle, TrustDomain,
+    mutation::{Mutation, planted},
     roll::{self, Roll},
 };
 
@@ -127,7 +128,7 @@ fn bundles<'a>(records: impl Iterator<Item = &'a Authentic<Record>>, members: &M
         }
         match newest.get_mut(&writer) {
             Some(held) if held.sequence == bundle.sequence => held.roots.retain(|root| bundle.roots.contains(root)),
-            Some(held) if held.sequence > bundle.sequence => {}
+            Some(held) if held.sequence > bundle.sequence && !planted(Mutation::AcceptLowerBundle) => {}
             _ => {
                 newest.insert(writer, bundle.clone());
             }

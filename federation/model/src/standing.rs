@@ -12,7 +12,10 @@ use std::{
     ops::{BitAnd, BitOr, Not},
 };
 
-use crate::{Action, ClusterId, IntentionKey, Label, Layer, Members, Record, RecordId, RuleState};
+use crate::{
+    Action, ClusterId, IntentionKey, Label, Layer, Members, Record, RecordId, RuleState,
+    mutation::{Mutation, planted},
+};
 
 /// A set of capacities in which a writer's word counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +104,7 @@ pub(crate) struct Version<'a> {
 
 /// The capacities that a replacement by `writer` takes from `old`: none if it does not count.
 pub(crate) fn taken(writer: ClusterId, old: &Version<'_>, key: &IntentionKey, members: &Members) -> Capacities {
-    if writer == old.id.writer {
+    if writer == old.id.writer || planted(Mutation::ReplaceAnyones) {
         return Capacities::ALL;
     }
     // An allow is lost altogether: that only restricts. Whatever restricts is kept where its writer speaks for its own.
