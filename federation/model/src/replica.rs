@@ -126,6 +126,8 @@ pub struct Replica {
     /// Lowest epoch for the next write of this cluster, per audience.
     floors: BTreeMap<Audience, u64>,
     floor: u64,
+    /// What the store held behind something that it lacked: taken as soon as a peer brings that.
+    waiting: Vec<Authentic<Record>>,
     /// Peers that named heads of this cluster which it does not have, and showed no record of them since.
     doubted: BTreeSet<ClusterId>,
 }
@@ -152,6 +154,7 @@ impl Replica {
             peers: BTreeMap::new(),
             floors: BTreeMap::new(),
             floor: 1,
+            waiting: Vec::new(),
             doubted: BTreeSet::new(),
         }
     }
@@ -168,7 +171,8 @@ impl Replica {
     /// stays pinned. Any order is safe.
     ///
     /// Returns what could not be taken: void, damaged (behind a gap), or of no member's. If records of this cluster are
-    /// among the damaged, its next write opens a new epoch.
+    /// among the damaged, its next write opens a new epoch. What lies behind a gap, or is of no member's, counts as soon
+    /// as a peer brings what is lacking: nobody else may have it.
     pub fn load(&mut self, records: impl IntoIterator<Item = Authentic<Record>>) -> Vec<ReplicaError> {
         let mut waiting: Vec<Authentic<Record>> = records.into_iter().collect();
         waiting.retain(|record| !(planted(Mutation::ForgetTombstone) && is_tombstone(record)));
@@ -201,7 +205,41 @@ impl Replica {
                 self.raise_floor(audience, epoch + 1);
             }
         }
+        self.waiting = waiting;
         refused
+    }
+
+    /// Goes back to what the store holds for sure, after a write that failed. If that write may have reached the disk all
+    /// the same (`uncertain`), no place that it took is ever taken again. Peers have to be connected anew.
+    ///
+    /// Returns what could not be taken, as [`Replica::load`] does.
+    pub fn reload(
+        &mut self,
+        records: impl IntoIterator<Item = Authentic<Record>>,
+        uncertain: bool,
+    ) -> Vec<ReplicaError> {
+        if uncertain {
+            self.break_continuity();
+        }
+        // What is known of the own epochs stays known, and so does what the disk holds beyond a gap.
+        let fresh = Self::new(self.own, self.federation);
+        let Self { floor, floors, waiting, .. } = std::mem::replace(self, fresh);
+        (self.floor, self.floors) = (floor, floors);
+        self.load(records.into_iter().chain(waiting))
+    }
+
+    /// Takes what waited for the records that just came; the store has it already, and gets it once more.
+    fn take_waiting(&mut self, changes: &mut Changes) {
+        let mut before = 0;
+        while before < changes.taken.len() && !self.waiting.is_empty() {
+            before = changes.taken.len();
+            let mut waiting = std::mem::take(&mut self.waiting);
+            waiting.retain(|record| {
+                let taken = self.take(record, None, changes);
+                matches!(taken, Err(ReplicaError::Gap { .. } | ReplicaError::UnknownWriter { .. }))
+            });
+            self.waiting = waiting;
+        }
     }
 
     /// Where this cluster's next record to `audience` goes.
@@ -381,6 +419,7 @@ impl Replica {
                 Err(error) => changes.refused.push(error),
             }
         }
+        self.take_waiting(&mut changes);
         let gaps = changes
             .refused
             .iter()
