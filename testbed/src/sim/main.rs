@@ -1,7 +1,8 @@
-//! Simulates federations of replicas: `sim --seeds 500 [--from K] [--mutation NAME | --mutations]`.
+//! Simulates federations of replicas: `sim --seeds 500 [--from K] [--mutation NAME | --mutations]`, or one
+//! world of very many members: `sim --members 1000`.
 //!
 //! In: seeds. Out: one JSON line on stdout; for a failure the seed, what broke and the trace of events on stderr, and
-//! exit code 1. Never: reads a clock or a socket; one seed always tells the same story.
+//! exit code 1. Never: reads a clock (but to say how long it took) or a socket; one seed always tells the same story.
 
 mod checks;
 mod node;
@@ -25,7 +26,7 @@ use crate::world::{Options, World};
 /// Most lines of a trace that are printed, the last ones.
 const TRACE_LINES_MAX: usize = 400;
 
-const USAGE: &str = "usage: sim [--seeds N] [--from K] [--mutation NAME | --mutations]";
+const USAGE: &str = "usage: sim [--seeds N] [--from K] [--mutation NAME | --mutations] | sim --members N [--from K]";
 
 /// Every planted fault by its name.
 const MUTATIONS: [(&str, Mutation); 13] = [
@@ -51,6 +52,8 @@ struct Arguments {
     mutation: Option<Mutation>,
     /// Looks for every planted fault, each until the first seed that finds it.
     mutations: bool,
+    /// One world of so many, in place of many small ones.
+    members: Option<usize>,
 }
 
 /// How one seed ended.
@@ -69,18 +72,25 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let good = if arguments.mutations { find_all(arguments) } else { hold(arguments) };
+    let good = if let Some(members) = arguments.members {
+        hold_large(members, arguments.from)
+    } else if arguments.mutations {
+        find_all(arguments)
+    } else {
+        hold(arguments)
+    };
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments> {
-    let mut parsed = Arguments { seeds: 100, from: 0, mutation: None, mutations: false };
+    let mut parsed = Arguments { seeds: 100, from: 0, mutation: None, mutations: false, members: None };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
         match argument.as_str() {
             "--seeds" => parsed.seeds = value()?.parse().context("--seeds is a number")?,
             "--from" => parsed.from = value()?.parse().context("--from is a number")?,
             "--mutation" => parsed.mutation = Some(mutation(&value()?)?),
+            "--members" => parsed.members = Some(value()?.parse().context("--members is a number")?),
             "--mutations" => parsed.mutations = true,
             other => bail!("unknown argument {other:?}"),
         }
@@ -113,6 +123,18 @@ fn hold(arguments: Arguments) -> bool {
     }
     println!("{}", report::summary(arguments, &outcomes));
     failed.is_empty()
+}
+
+/// Runs one world of very many; whether it held.
+fn hold_large(members: usize, seed: u64) -> bool {
+    let started = tokio::time::Instant::now();
+    let mut world = World::large(members, seed);
+    let told = world.run_large();
+    if let Err(error) = &told {
+        eprintln!("{members} members, seed {seed}: {error:#}");
+    }
+    println!("{}", report::large(&world, started.elapsed()));
+    told.is_ok()
 }
 
 /// Runs the seeds with each planted fault until one finds it; whether all were found.

@@ -1,12 +1,15 @@
 //! What a run says of itself: sums over all seeds, and how much of the space of faults they cover.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
 use crate::{
     Arguments, Outcome, name,
-    world::{Figures, NEMESES, TRICKS},
+    world::{Figures, NEMESES, TRICKS, World},
 };
 
 /// One line for all seeds.
@@ -49,5 +52,23 @@ pub(crate) fn summary(arguments: Arguments, outcomes: &[Outcome]) -> Value {
         "worlds_alone": alone.collect::<BTreeMap<_, _>>(),
         "pairs": pairs.len(),
         "worlds_crooked": tricks.collect::<BTreeMap<_, _>>(),
+    })
+}
+
+/// One line for a world of very many.
+pub(crate) fn large(world: &World, took: Duration) -> Value {
+    let (members, links, records) = world.sizes();
+    let figures = &world.figures;
+    json!({
+        "members": members,
+        "links": links,
+        "records": records,
+        "events": figures.events,
+        "messages": figures.messages,
+        "records_sent": figures.records_sent,
+        "copies_per_record_and_member": figures.records_sent as f64 / (records * members) as f64,
+        "bytes": figures.bytes,
+        "converged_ms": figures.converged_ms,
+        "wall_seconds": took.as_secs_f64(),
     })
 }

@@ -10,7 +10,7 @@ use crate::world::NEMESES;
 const KEPT: [u64; 9] = [87, 107, 295, 350, 478, 583, 775, 799, 1078];
 
 fn arguments(from: u64, seeds: u64, mutation: Option<Mutation>) -> Arguments {
-    Arguments { seeds, from, mutation, mutations: false }
+    Arguments { seeds, from, mutation, mutations: false, members: None }
 }
 
 fn failures(from: u64, seeds: u64) -> Vec<(u64, String)> {
@@ -70,10 +70,17 @@ fn one_seed_always_tells_the_same_story() {
 }
 
 #[test]
+fn sixty_members_converge_and_nothing_crosses_a_link_twice() {
+    let mut world = World::large(60, 0);
+    let figures = world.run_large().expect("it converges within its bounds");
+    assert!(figures.writes > 60 && figures.bytes > 0);
+}
+
+#[test]
 fn bad_arguments_are_refused() {
     let parse = |line: &str| parse(line.split_whitespace().map(str::to_owned));
     let both = "--mutations --mutation accept-gap";
-    for bad in ["--seeds", "--seeds x", "--from -1", "--mutation nothing", "500", "--seed 3", both] {
+    for bad in ["--seeds", "--seeds x", "--from -1", "--mutation nothing", "500", "--seed 3", "--members many", both] {
         assert!(parse(bad).is_err(), "{bad}");
     }
     let parsed = parse("--seeds 500 --from 3 --mutation accept-gap").expect("good arguments");

@@ -5,6 +5,8 @@
 //! which nobody has anything left to say. What must hold at every event is judged at every event.
 
 mod byzantine;
+mod large;
+mod membership;
 mod nemesis;
 mod network;
 mod work;
@@ -16,10 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use federation_model::{
-    Accept, Admission, Audience, Authentic, Body, Digest, FederationId, IntentionKey, MemberTerms, Message, Mutation,
-    Position, Record, TrustBundle, TrustDomain, plant,
-};
+use federation_model::{Authentic, Digest, FederationId, IntentionKey, Message, Mutation, Record, TrustDomain, plant};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use self::{
@@ -32,11 +31,7 @@ pub(crate) use self::{
     nemesis::NEMESES,
     network::{Pair, pair},
 };
-use crate::{
-    checks,
-    node::{Node, candidate},
-    workload,
-};
+use crate::{checks, node::Node, workload};
 
 /// How long a storm lasts, in virtual milliseconds: one of these.
 const STORMS_MS: [u64; 4] = [15_000, 30_000, 60_000, 120_000];
@@ -74,6 +69,8 @@ pub(crate) struct Figures {
     pub(crate) decisions: u64,
     pub(crate) messages: u64,
     pub(crate) records_sent: u64,
+    /// Bytes on the wire, in a world of very many alone.
+    pub(crate) bytes: u64,
     /// How long it took to converge once all faults had stopped.
     pub(crate) converged_ms: u64,
     /// The nemeses and tricks of the world, a bit each, in the order of their lists.
@@ -116,7 +113,7 @@ enum Event {
     Restart(usize),
     Resume(usize),
     DiskWorks(usize),
-    AntiEntropy(usize),
+    Compare(usize),
     Calm,
 }
 
@@ -175,6 +172,8 @@ pub(crate) struct World {
     crooked: Option<Crooked>,
     keys: Vec<IntentionKey>,
     sequence: u64,
+    /// In a world of very many: the bytes of each envelope on the wire, and no snapshot before the end.
+    sizes: Option<Vec<u64>>,
 }
 
 impl World {
@@ -210,6 +209,7 @@ impl World {
             crooked,
             keys,
             sequence: 1,
+            sizes: None,
             random,
         }
     }
@@ -283,7 +283,7 @@ impl World {
             Event::Deliver { from, to, session, message } => self.deliver(from, to, session, message)?,
             Event::Notice { me, peer, session } => self.noticed(me, peer, session),
             Event::Dial(pair) => self.dialled(pair),
-            Event::AntiEntropy(number) => self.compare(number),
+            Event::Compare(number) => self.compare(number),
             Event::Restart(number) => {
                 self.restart(number)?;
                 if !self.calm && self.random.random_bool(0.4) {
@@ -321,121 +321,5 @@ impl World {
 
     fn number(&self, id: federation_model::ClusterId) -> Result<usize> {
         self.nodes.iter().position(|node| node.id == id).context("a cluster of this world")
-    }
-
-    // Clusters come, go and come back.
-
-    fn found(&mut self) -> Result<()> {
-        let founder = candidate(0).id;
-        let first = Position { epoch: 1, seq: 1, previous: Digest::ZERO };
-        let founding = self.sign(founder, Audience::Law, first, Body::Founding(candidate(0)), Vec::new());
-        self.federation = FederationId::from_digest(founding.digest());
-        let node = self.node(0);
-        node.disk.put(founding);
-        node.joined = true;
-        self.restart(0)?;
-        self.at(ANTI_ENTROPY_MS, Event::AntiEntropy(0));
-        self.introduce(0)
-    }
-
-    /// Who joins or founds says its terms and publishes its bundle.
-    fn introduce(&mut self, number: usize) -> Result<()> {
-        self.drain(number)?;
-        let accept = if self.random.random_bool(0.3) { Accept::Own } else { Accept::Federation };
-        self.write(number, Audience::Law, Body::Terms(MemberTerms { accept, endpoints: Vec::new() }), true);
-        self.drain(number)?;
-        let trust_domain = candidate(number).trust_domain;
-        let bundle = TrustBundle { trust_domain, sequence: 1, roots: vec![vec![number as u8]] };
-        self.write(number, Audience::Law, Body::Bundle(bundle), true);
-        self.drain(number)
-    }
-
-    /// A member that is up and honest admits the newcomer and hands it the law; both are durable before the answer.
-    fn join(&mut self, number: usize) -> Result<()> {
-        let mut sponsors = Vec::new();
-        for sponsor in 0..self.nodes.len() {
-            let fit = self.can_write(sponsor, Audience::Law) && !self.is_crooked(sponsor);
-            if fit && self.node(sponsor).disk.failure.is_none() {
-                sponsors.push(sponsor);
-            }
-        }
-        let Some(&sponsor) = sponsors.choose(&mut self.random) else {
-            self.after(500, Event::Join(number));
-            return Ok(());
-        };
-        let lawmaker = self.random.random_bool(0.3);
-        let admission = Admission { candidate: candidate(number), lawmaker };
-        self.write(sponsor, Audience::Law, Body::Admission(admission), true);
-        self.drain(sponsor)?;
-        self.tell(|_| format!("c{number} joins by c{sponsor}, lawmaker: {lawmaker}"));
-        let law: Vec<Authentic<Record>> = {
-            let held = self.node(sponsor).disk.records();
-            held.iter().filter(|record| record.value().audience == Audience::Law).cloned().collect()
-        };
-        self.shown.extend(law.iter().map(Authentic::digest));
-        let node = self.node(number);
-        law.into_iter().for_each(|record| node.disk.put(record));
-        node.joined = true;
-        self.network.links.insert(pair(number, sponsor));
-        let others: Vec<usize> = self.nodes.iter().filter(|node| node.joined).map(|node| node.number).collect();
-        for other in others.into_iter().filter(|other| *other != number) {
-            if self.random.random_bool(0.4) {
-                self.network.links.insert(pair(number, other));
-            }
-        }
-        self.restart(number)?;
-        let offset = self.random.random_range(0..ANTI_ENTROPY_MS);
-        self.after(offset, Event::AntiEntropy(number));
-        self.introduce(number)
-    }
-
-    fn restart(&mut self, number: usize) -> Result<()> {
-        let federation = self.federation;
-        let node = self.node(number);
-        if node.is_up() || !node.joined {
-            return Ok(());
-        }
-        node.start(federation);
-        self.tell(|world| format!("c{number} starts with {} records", world.nodes[number].disk.records().len()));
-        self.publish(number)?;
-        self.network.links_of(number).into_iter().for_each(|pair| self.dial(pair, 0));
-        Ok(())
-    }
-
-    fn crash(&mut self, number: usize) -> Result<()> {
-        if !self.node(number).is_up() {
-            return Ok(());
-        }
-        self.tell(|world| format!("c{number} crashes with {} effects undone", world.nodes[number].pending.len()));
-        self.figures.crashes += 1;
-        checks::crash(self.node(number))?;
-        self.node(number).crash();
-        self.vanish(number);
-        // Often back before anybody told it anything.
-        let ms = if self.random.random_bool(0.5) { 1 } else { self.random.random_range(1..3_000) };
-        self.after(ms, Event::Restart(number));
-        Ok(())
-    }
-
-    fn compare(&mut self, number: usize) {
-        if self.node(number).works() {
-            self.input(number, crate::node::Input::AntiEntropy);
-        }
-        if self.now < self.storm_ms + CALM_MS {
-            self.after(ANTI_ENTROPY_MS, Event::AntiEntropy(number));
-        }
-    }
-
-    fn calm_down(&mut self) -> Result<()> {
-        self.tell(|_| "calm: every fault stops".to_owned());
-        self.calm = true;
-        self.last_change = self.now;
-        for number in 0..self.nodes.len() {
-            self.node(number).disk.failure = None;
-            self.resume(number);
-            self.restart(number)?;
-        }
-        self.mend_network();
-        Ok(())
     }
 }

@@ -215,6 +215,7 @@ impl World {
     /// Sends over the session that the sender takes for its own. A crooked sender may say something else instead.
     pub(super) fn send(&mut self, from: usize, to: usize, message: Message) -> Result<()> {
         self.figures.message(&message);
+        self.count_bytes(&message);
         let message = if self.is_crooked(from) {
             let Some(message) = self.distort(to, message) else { return Ok(()) };
             message

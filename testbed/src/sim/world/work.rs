@@ -162,11 +162,14 @@ impl World {
 
     pub(super) fn publish(&mut self, number: usize) -> Result<()> {
         let (federation, clusters, crooked) = (self.federation, self.nodes.len(), self.crooked_id());
-        let Self { nodes, issued, random, figures, .. } = self;
+        let Self { nodes, issued, random, figures, sizes, .. } = self;
         let node = nodes.get_mut(number).context("a node of this world")?;
         let Some(replica) = &node.replica else { return Ok(()) };
         node.revision += 1;
         node.unpublished = false;
+        if sizes.is_some() {
+            return Ok(());
+        }
         figures.publications += 1;
         let Some(snapshot) = fold(node.id, federation, node.revision, replica.records()) else {
             ensure!(node.damaged, "c{number} has all it wrote and is no member");

@@ -112,6 +112,7 @@ impl World {
             let issued = self.issued.entry((bundle.trust_domain.clone(), bundle.sequence)).or_default();
             issued.extend(bundle.roots.iter().cloned());
         }
+        self.weigh(&record);
         let digest = digest(&format!("{record:?}"));
         let raw: Arc<[u8]> = Arc::from((self.signed.len() as u64).to_be_bytes());
         let record = Authentic::assertion(record, raw, digest);
