@@ -31,7 +31,8 @@ pub(crate) struct Quiet<'a> {
 impl Quiet<'_> {
     /// Every cluster has the same law, and nothing that was acknowledged is lost; returns how many decisions it took.
     pub(crate) fn check(&self, random: &mut StdRng) -> Result<u64> {
-        let judged = |node: &&Node| node.joined && !(self.stubborn && Some(node.id) == self.crooked);
+        let cheats = |node: &Node| self.stubborn && Some(node.id) == self.crooked;
+        let judged = |node: &&Node| node.joined && !cheats(node) && self.is_admitted(node);
         let joined = self.nodes.iter().filter(judged).count();
         let up = |node| -> Option<Member<'_>> {
             let node: &Node = node;
@@ -59,6 +60,13 @@ impl Quiet<'_> {
         self.acknowledged(&members)?;
         forks(&members)?;
         self.decisions(&members, random)
+    }
+
+    /// Whether anybody still knows it as a member: its membership is lost with the last copy of what made it one, or of
+    /// a record before that.
+    fn is_admitted(&self, node: &Node) -> bool {
+        let knows = |replica: &Replica| replica.replication_key(&node.id).is_some();
+        !node.damaged || self.nodes.iter().filter_map(|node| node.replica.as_ref()).any(knows)
     }
 
     fn decisions(&self, members: &[Member<'_>], random: &mut StdRng) -> Result<u64> {

@@ -244,7 +244,8 @@ impl World {
             delay += self.random.random_range(quality.delay_ms / 2..quality.delay_ms * 3 / 2);
         }
         let mut probe = PROBE_MS;
-        while quality.loss > 0 && self.random.random_ratio(quality.loss, 1_000) {
+        // Past that the session counts as dead, and what it carried is sent anew in the next.
+        while quality.loss > 0 && probe < IDLE_MS / 2 && self.random.random_ratio(quality.loss, 1_000) {
             if self.network.raw {
                 self.tell(|_| format!("c{from} -> c{to}: a message is lost"));
                 return;
