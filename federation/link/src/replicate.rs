@@ -473,12 +473,7 @@ impl Driver {
     /// places that it took must not be taken twice.
     fn reload(&mut self, uncertain: bool) {
         let held = self.shared.records.borrow().clone();
-        let mut replica = Replica::new(self.replica.own(), self.replica.federation());
-        replica.load(held.iter().chain(&self.unpublished).cloned());
-        if uncertain {
-            replica.break_continuity();
-        }
-        self.replica = replica;
+        self.replica.reload(held.iter().chain(&self.unpublished).cloned(), uncertain);
         let sessions = std::mem::take(&mut self.connected);
         let mut pending = Pending::default();
         for member in sessions.keys() {

@@ -12,6 +12,7 @@ mod denial;
 mod files;
 mod fold;
 mod intention;
+mod mutation;
 mod name;
 mod peer;
 mod permit;
@@ -38,6 +39,8 @@ pub use cluster::{
 pub use denial::{Denial, DenialReason};
 pub use fold::Fold;
 pub use intention::{Action, Intention, IntentionKey, Layer, RuleState};
+#[cfg(feature = "mutations")]
+pub use mutation::{Mutation, plant};
 pub use name::{AccountName, ClusterName, LABEL_BYTES_MAX, NameError, NamespaceName, ServiceName};
 pub use peer::{Proof, VerifiedPeer};
 pub use permit::{Passage, Permit};
@@ -52,8 +55,6 @@ pub use records::Records;
 pub use reference::{
     ClusterPattern, DestinationPattern, Label, MESH_ZONE, ReferenceError, ServiceRef, SourcePattern, SourceRef,
 };
-#[cfg(feature = "mutations")]
-pub use replica::Mutation;
 pub use replica::{
     Alarm, EPOCH_RECORDS_MAX, Effect, MESSAGE_BYTES_MAX, MESSAGE_RECORDS_MAX, Message, Replica, ReplicaError,
 };

@@ -20,9 +20,10 @@ use std::{
 
 use self::log::Log;
 use crate::{
-    Audience, Authentic, ClusterId, Digest, EPOCHS_MAX, FederationId, Fold, Head, Position, REPLACES_MAX, Record,
-    RecordId, RecordKey, Records, ReplicationKey, Snapshot, Vector,
+    Audience, Authentic, Body, ClusterId, Digest, EPOCHS_MAX, FederationId, Fold, Head, Intention, Position,
+    REPLACES_MAX, Record, RecordId, RecordKey, Records, ReplicationKey, RuleState, Snapshot, Vector,
     files::Filed,
+    mutation::{Mutation, planted},
     standing::{self, Capacities},
 };
 
@@ -98,18 +99,6 @@ impl ReplicaError {
     }
 }
 
-/// A fault planted on purpose, so that the simulation can show that it finds it.
-#[cfg(feature = "mutations")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutation {
-    /// Takes a record over a gap.
-    AcceptGap,
-    /// Sends a record before it is durable.
-    SendBeforePersist,
-    /// Overlooks a second record at one place.
-    IgnoreFork,
-}
-
 /// What is known of a connected peer.
 #[derive(Clone, Debug, Default)]
 struct Peer {
@@ -135,10 +124,10 @@ pub struct Replica {
     /// Lowest epoch for the next write of this cluster, per audience.
     floors: BTreeMap<Audience, u64>,
     floor: u64,
+    /// What the store held behind something that it lacked: taken as soon as a peer brings that.
+    waiting: Vec<Authentic<Record>>,
     /// Peers that named heads of this cluster which it does not have, and showed no record of them since.
     doubted: BTreeSet<ClusterId>,
-    #[cfg(feature = "mutations")]
-    mutation: Option<Mutation>,
 }
 
 /// What one batch changed.
@@ -161,16 +150,9 @@ impl Replica {
             peers: BTreeMap::new(),
             floors: BTreeMap::new(),
             floor: 1,
+            waiting: Vec::new(),
             doubted: BTreeSet::new(),
-            #[cfg(feature = "mutations")]
-            mutation: None,
         }
-    }
-
-    /// A replica with a planted fault: for the simulation alone.
-    #[cfg(feature = "mutations")]
-    pub fn mutated(own: ClusterId, federation: FederationId, mutation: Mutation) -> Self {
-        Self { mutation: Some(mutation), ..Self::new(own, federation) }
     }
 
     pub fn own(&self) -> ClusterId {
@@ -185,9 +167,11 @@ impl Replica {
     /// stays pinned. Any order is safe.
     ///
     /// Returns what could not be taken: void, damaged (behind a gap), or of no member's. If records of this cluster are
-    /// among the damaged, its next write opens a new epoch.
+    /// among the damaged, its next write opens a new epoch. What lies behind a gap, or is of no member's, counts as soon
+    /// as a peer brings what is lacking: nobody else may have it.
     pub fn load(&mut self, records: impl IntoIterator<Item = Authentic<Record>>) -> Vec<ReplicaError> {
         let mut waiting: Vec<Authentic<Record>> = records.into_iter().collect();
+        waiting.retain(|record| !(planted(Mutation::ForgetTombstone) && is_tombstone(record)));
         let mut refused = Vec::new();
         loop {
             let before = waiting.len();
@@ -218,12 +202,47 @@ impl Replica {
                 self.raise_floor(audience, epoch + 1);
             }
         }
+        self.waiting = waiting;
         refused
+    }
+
+    /// Goes back to what the store holds for sure, after a write that failed. If that write may have reached the disk all
+    /// the same (`uncertain`), no place that it took is ever taken again. Peers have to be connected anew.
+    ///
+    /// Returns what could not be taken, as [`Replica::load`] does.
+    pub fn reload(
+        &mut self,
+        records: impl IntoIterator<Item = Authentic<Record>>,
+        uncertain: bool,
+    ) -> Vec<ReplicaError> {
+        if uncertain {
+            self.break_continuity();
+        }
+        // What is known of the own epochs stays known, and so does what the disk holds beyond a gap.
+        let fresh = Self::new(self.own, self.federation);
+        let Self { floor, floors, waiting, .. } = std::mem::replace(self, fresh);
+        (self.floor, self.floors) = (floor, floors);
+        self.load(records.into_iter().chain(waiting))
+    }
+
+    /// Takes what waited for the records that just came; the store has it already, and gets it once more.
+    fn take_waiting(&mut self, changes: &mut Changes) {
+        let mut before = 0;
+        while before < changes.taken.len() && !self.waiting.is_empty() {
+            before = changes.taken.len();
+            let mut waiting = std::mem::take(&mut self.waiting);
+            waiting.retain(|record| {
+                let taken = self.take(record, None, changes);
+                matches!(taken, Err(ReplicaError::Gap { .. } | ReplicaError::UnknownWriter { .. }))
+            });
+            self.waiting = waiting;
+        }
     }
 
     /// Where this cluster's next record to `audience` goes.
     pub fn next_position(&self, audience: Audience) -> Position {
-        let floor = self.floors.get(&audience).copied().unwrap_or(1).max(self.floor);
+        let floor = if planted(Mutation::ForgetFloor) { 1 } else { self.floor };
+        let floor = self.floors.get(&audience).copied().unwrap_or(1).max(floor);
         let log = self.logs.get(&(self.own, audience));
         if let Some((epoch, head)) = log.and_then(Log::open_head)
             && epoch >= floor
@@ -377,7 +396,8 @@ impl Replica {
     /// Asks every connected peer again for what is lacking. Once a minute is plenty: it heals what a lost or refused
     /// message left behind.
     pub fn anti_entropy(&mut self) -> Vec<Effect> {
-        let peers: Vec<ClusterId> = self.peers.keys().copied().collect();
+        let asks = !planted(Mutation::SkipAntiEntropy);
+        let peers: Vec<ClusterId> = self.peers.keys().copied().filter(|_| asks).collect();
         peers.into_iter().map(|peer| self.ask(peer)).collect()
     }
 
@@ -428,6 +448,7 @@ impl Replica {
                 Err(error) => changes.refused.push(error),
             }
         }
+        self.take_waiting(&mut changes);
         let gaps = changes
             .refused
             .iter()
@@ -467,7 +488,7 @@ impl Replica {
     }
 
     fn shares(&self, peer: ClusterId, writer: ClusterId, audience: Audience) -> bool {
-        shares(self.own, peer, writer, audience)
+        planted(Mutation::RelayPrivateLog) || shares(self.own, peer, writer, audience)
     }
 
     /// A peer that names heads of this cluster's own logs which it does not have shows that the store is not the newest.
@@ -486,7 +507,7 @@ impl Replica {
                 }
             }
         }
-        if claimed.is_empty() || !self.doubted.insert(peer) {
+        if claimed.is_empty() || planted(Mutation::IgnoreDoubt) || !self.doubted.insert(peer) {
             return false;
         }
         for (audience, epoch) in claimed {
@@ -500,7 +521,7 @@ impl Replica {
         *floor = epoch.max(*floor);
     }
 
-    fn effects(&mut self, changes: Changes, from: Option<ClusterId>) -> Vec<Effect> {
+    fn effects(&mut self, mut changes: Changes, from: Option<ClusterId>) -> Vec<Effect> {
         if changes.taken.is_empty() {
             return Vec::new();
         }
@@ -519,10 +540,15 @@ impl Replica {
             // Whoever sent one side of a fork is shown the other.
             self.push(peer, &[], &forked, &mut sends);
         }
-        let mut effects = vec![Effect::Persist(changes.taken), Effect::Publish];
+        if planted(Mutation::PersistFirst) {
+            changes.taken.truncate(1);
+        }
+        let mut effects = vec![Effect::Persist(changes.taken)];
+        if changes.alarms.is_empty() || !planted(Mutation::SkipPublish) {
+            effects.push(Effect::Publish);
+        }
         effects.extend(changes.alarms.into_iter().map(Effect::Alarm));
-        #[cfg(feature = "mutations")]
-        if self.mutation == Some(Mutation::SendBeforePersist) {
+        if planted(Mutation::SendBeforePersist) {
             sends.append(&mut effects);
             return sends;
         }
@@ -571,6 +597,10 @@ fn shares(own: ClusterId, peer: ClusterId, writer: ClusterId, audience: Audience
             reader != writer && ((writer == own && reader == peer) || (writer == peer && reader == own))
         }
     }
+}
+
+fn is_tombstone(record: &Authentic<Record>) -> bool {
+    matches!(record.value().body, Body::Intention(Intention { state: RuleState::Deleted, .. }))
 }
 
 /// Notes that a peer is at least as far as `head`.

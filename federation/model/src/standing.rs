@@ -9,7 +9,10 @@
 
 use std::ops::{BitAnd, BitOr, Not};
 
-use crate::{Action, ClusterId, IntentionKey, Label, Layer, Members, RecordId, RuleState};
+use crate::{
+    Action, ClusterId, IntentionKey, Label, Layer, Members, RecordId, RuleState,
+    mutation::{Mutation, planted},
+};
 
 /// A set of capacities in which a writer's word counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +100,7 @@ pub(crate) struct Version {
 
 /// The capacities that a replacement by `writer` takes from `old`: none if it does not count.
 pub(crate) fn taken(writer: ClusterId, old: &Version, key: &IntentionKey, members: &Members) -> Capacities {
-    if writer == old.id.writer {
+    if writer == old.id.writer || planted(Mutation::ReplaceAnyones) {
         return Capacities::ALL;
     }
     // Whoever is out neither allows nor lifts anything; what it wrote over stands again.

@@ -1,39 +1,77 @@
-//! What must hold, at each publication and once all is quiet.
+//! What must hold at every event, and once all is quiet.
+//!
+//! In: one cluster and what it just did. Out: `Ok`, or what broke, in words. Never: trusts what it checks: the law is
+//! read from the disk by a slow evaluator, and forks are found by going through all records.
+
+mod quiet;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Result, bail, ensure};
-use federation_model::{Alarm, Audience, Authentic, ClusterId, Digest, Record, RecordId, Replica, Snapshot, evaluator};
+use anyhow::{Context, Result, ensure};
+use federation_model::{
+    Alarm, Audience, Authentic, ClusterId, Digest, Message, Record, RecordId, Replica, Snapshot, TrustDomain, evaluator,
+};
 use rand::rngs::StdRng;
 
+pub(crate) use self::quiet::Quiet;
 use crate::{
     node::{Node, candidate},
     workload,
-    world::{Pair, pair},
+    world::{Issued, World},
 };
 
 /// Pairs that are judged at each publication.
 const PAIRS_PER_PUBLICATION: usize = 6;
-/// Pairs per destination on which all clusters must agree at the end.
-const PAIRS_AT_THE_END: usize = 30;
 
-/// What a cluster publishes is durable, not behind what it published before, and allows nothing at its own services
-/// that the law on its disk forbids.
-pub(crate) fn publication(
-    node: &mut Node,
-    snapshot: &Snapshot,
-    replica: &Replica,
-    crooked: Option<ClusterId>,
-    clusters: usize,
-    random: &mut StdRng,
-) -> Result<u64> {
-    let durable: BTreeSet<RecordId> = node.disk.iter().map(Authentic::<Record>::id).collect();
-    for record in replica.records() {
-        ensure!(durable.contains(&record.id()), "c{} published {} before it was durable", node.number, record.id());
+/// What is known of the world beside the clusters.
+pub(crate) struct Truth<'a> {
+    pub(crate) crooked: Option<ClusterId>,
+    pub(crate) clusters: usize,
+    pub(crate) issued: &'a Issued,
+}
+
+impl Truth<'_> {
+    /// What a cluster publishes is durable, not behind what it published before, holds no root that its owner did not
+    /// sign, and allows nothing at its own services that the law on its disk forbids.
+    pub(crate) fn publication(&self, node: &mut Node, snapshot: &Snapshot, random: &mut StdRng) -> Result<u64> {
+        let replica = node.replica.as_ref().context("it is up")?;
+        for record in replica.records() {
+            let durable = node.disk.has(&record.digest());
+            ensure!(durable, "c{} published {} before it was durable", node.number, record.id());
+        }
+        self.bundles(node, snapshot)?;
+        not_behind(node, replica, self.crooked)?;
+        let law = law(&node.disk);
+        let law: Vec<(RecordId, &Record)> = law.iter().map(|record| (record.id(), record.value())).collect();
+        for _ in 0..PAIRS_PER_PUBLICATION {
+            let (source, service) = workload::pair(random, self.clusters, node.number);
+            let slow = evaluator::decide(&law, &snapshot.members, &source, &service);
+            let fast = snapshot.authorizer.allows(&source, &service);
+            ensure!(
+                fast == slow.is_ok(),
+                "c{}: {source} -> {service:?} is {fast} in the snapshot and {slow:?} by the law on disk",
+                node.number
+            );
+        }
+        node.reached = replica.vector();
+        Ok(PAIRS_PER_PUBLICATION as u64)
     }
-    if let Some(before) = &node.snapshot {
+
+    fn bundles(&self, node: &Node, snapshot: &Snapshot) -> Result<()> {
+        let crooked = self.crooked.and_then(|id| snapshot.members.get(&id)).map(|member| &member.trust_domain);
+        let honest = |domain: &TrustDomain| Some(domain) != crooked;
+        for bundle in snapshot.bundles.iter() {
+            let issued = self.issued.get(&(bundle.trust_domain.clone(), bundle.sequence));
+            let known = |root: &Vec<u8>| {
+                let founding = bundle.sequence == 0 && (0..self.clusters).any(|number| candidate(number).root == *root);
+                founding || issued.is_some_and(|roots| roots.contains(root))
+            };
+            let domain = &bundle.trust_domain;
+            ensure!(bundle.roots.iter().all(known), "c{} has a root of {domain} that nobody signed", node.number);
+        }
+        let Some(before) = &node.snapshot else { return Ok(()) };
         ensure!(snapshot.revision > before.revision, "c{} published revision {} twice", node.number, before.revision);
-        for bundle in before.bundles.iter().filter(|bundle| !is_of(crooked, &bundle.trust_domain)) {
+        for bundle in before.bundles.iter().filter(|bundle| honest(&bundle.trust_domain)) {
             let now = snapshot.bundles.get(&bundle.trust_domain).map(|bundle| bundle.sequence);
             ensure!(
                 now >= Some(bundle.sequence),
@@ -43,31 +81,12 @@ pub(crate) fn publication(
                 bundle.sequence
             );
         }
+        Ok(())
     }
-    not_behind(node, replica, crooked)?;
-    let law = counted(&node.disk);
-    let law: Vec<(RecordId, &Record)> = law.iter().map(|record| (record.id(), record.value())).collect();
-    for _ in 0..PAIRS_PER_PUBLICATION {
-        let (source, service) = workload::pair(random, clusters, node.number);
-        let slow = evaluator::decide(&law, &snapshot.members, &source, &service);
-        let fast = snapshot.authorizer.allows(&source, &service);
-        ensure!(
-            fast == slow.is_ok(),
-            "c{}: {source} -> {service:?} is {fast} in the snapshot and {slow:?} by the law on disk",
-            node.number
-        );
-    }
-    node.reached = replica.vector();
-    Ok(PAIRS_PER_PUBLICATION as u64)
-}
-
-fn is_of(crooked: Option<ClusterId>, domain: &federation_model::TrustDomain) -> bool {
-    crooked
-        .is_some_and(|id| (0..8).any(|number| candidate(number).id == id && candidate(number).trust_domain == *domain))
 }
 
 /// No log of an honest writer goes back.
-pub(crate) fn not_behind(node: &Node, replica: &Replica, crooked: Option<ClusterId>) -> Result<()> {
+fn not_behind(node: &Node, replica: &Replica, crooked: Option<ClusterId>) -> Result<()> {
     let now = replica.vector();
     for ((writer, audience), epochs) in node.reached.0.iter().filter(|((writer, _), _)| Some(*writer) != crooked) {
         for (epoch, head) in epochs {
@@ -83,27 +102,99 @@ pub(crate) fn not_behind(node: &Node, replica: &Replica, crooked: Option<Cluster
     Ok(())
 }
 
-/// The records that no fork makes void, found the slow way.
-fn counted(disk: &[Authentic<Record>]) -> Vec<&Authentic<Record>> {
-    let mut places: BTreeMap<(ClusterId, Audience, u64, u64), BTreeSet<Digest>> = BTreeMap::new();
-    for record in disk {
+/// The records on a disk that count: each log without a gap from its first record, and nothing behind a fork.
+fn law(disk: &crate::node::Disk) -> Vec<&Authentic<Record>> {
+    let mut epochs: BTreeMap<(ClusterId, Audience, u64), BTreeMap<u64, BTreeSet<Digest>>> = BTreeMap::new();
+    for record in disk.records() {
         let id = record.id();
-        places.entry((id.writer, id.audience, id.epoch, id.seq)).or_default().insert(id.digest);
+        let epoch = epochs.entry((id.writer, id.audience, id.epoch)).or_default();
+        epoch.entry(id.seq).or_default().insert(id.digest);
     }
-    let void = |id: &RecordId| {
-        let before = places.range((id.writer, id.audience, id.epoch, 0)..(id.writer, id.audience, id.epoch, id.seq));
-        before.into_iter().any(|(_, digests)| digests.len() > 1)
-    };
-    let surplus = |id: &RecordId| {
-        let rivals = places.get(&(id.writer, id.audience, id.epoch, id.seq));
-        rivals.is_some_and(|digests| digests.iter().take(2).all(|digest| *digest != id.digest))
-    };
-    let mut seen = BTreeSet::new();
-    let stands = |record: &&Authentic<Record>| {
+    // How far each counts: up to the first gap, or the first place that two records took.
+    let reach: BTreeMap<_, u64> = epochs
+        .iter()
+        .map(|(log, places)| {
+            let mut reach = 0;
+            for (seq, digests) in places {
+                if *seq != reach + 1 {
+                    break;
+                }
+                reach = *seq;
+                if digests.len() > 1 {
+                    break;
+                }
+            }
+            (*log, reach)
+        })
+        .collect();
+    let counts = |record: &&Authentic<Record>| {
         let id = record.id();
-        !void(&id) && !surplus(&id) && seen.insert(id)
+        let log = (id.writer, id.audience, id.epoch);
+        let rivals = epochs.get(&log).and_then(|places| places.get(&id.seq));
+        // Of more than two at one place the two lowest are kept.
+        let kept = rivals.is_some_and(|digests| digests.iter().take(2).any(|digest| *digest == id.digest));
+        kept && reach.get(&log).is_some_and(|reach| id.seq <= *reach)
     };
-    disk.iter().filter(stands).collect()
+    disk.records().iter().filter(counts).collect()
+}
+
+/// Whoever has nothing left to carry out has everything in force that is durable.
+pub(crate) fn at_rest(node: &Node) -> Result<()> {
+    let rests = node.pending.is_empty();
+    ensure!(!rests || !node.unpublished, "c{} rests, and what it made durable is not in force", node.number);
+    Ok(())
+}
+
+/// A cluster keeps nothing that is for another.
+pub(crate) fn kept(node: &Node, record: &Authentic<Record>) -> Result<()> {
+    let id = record.id();
+    let concerned = match id.audience {
+        Audience::Law | Audience::All => true,
+        Audience::Member(reader) => id.writer == node.id || reader == node.id,
+    };
+    ensure!(concerned, "c{} keeps {id}, which is for another", node.number);
+    Ok(())
+}
+
+/// What an honest cluster says to a peer is durable, meant for that peer, and true.
+pub(crate) fn sending(world: &World, from: usize, to: usize, message: &Message) -> Result<()> {
+    let (Some(sender), Some(receiver)) = (world.nodes.get(from), world.nodes.get(to)) else { return Ok(()) };
+    let may_see = |writer: ClusterId, audience: Audience| match audience {
+        Audience::Law | Audience::All => true,
+        Audience::Member(reader) => {
+            (writer == sender.id && reader == receiver.id) || (writer == receiver.id && reader == sender.id)
+        }
+    };
+    match message {
+        Message::Records(envelopes) => {
+            for envelope in envelopes {
+                let record = world.read(envelope).context("an envelope that was signed")?;
+                let id = record.id();
+                let of_cheat = world.crooked_number() == Some(to) || world.crooked_id() == Some(id.writer);
+                let late = !of_cheat && world.is_past_bound();
+                ensure!(!late, "c{from} still sends {id} to c{to} when all have all");
+                ensure!(sender.disk.has(&id.digest), "c{from} sends {id} to c{to} before it is durable");
+                ensure!(may_see(id.writer, id.audience), "c{from} shows {id} to c{to}, which may not see it");
+            }
+        }
+        Message::Vector(vector) => {
+            for ((writer, audience), epochs) in &vector.0 {
+                ensure!(may_see(*writer, *audience), "c{from} names a log to c{to} that c{to} may not know of");
+                for (epoch, head) in epochs {
+                    // The head of a frozen epoch is no record's.
+                    let at = |record: &&Authentic<Record>| {
+                        let id = record.id();
+                        (id.writer, id.audience, id.epoch, id.seq) == (*writer, *audience, *epoch, head.seq)
+                    };
+                    let held = sender.disk.has(&head.digest)
+                        || sender.disk.records().iter().filter(at).count() > 1
+                        || world.crooked_id() == Some(*writer);
+                    ensure!(held, "c{from} claims to c{to} a head of {writer:?} that it does not have");
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Only the crooked writer is ever said to equivocate.
@@ -117,130 +208,14 @@ pub(crate) fn alarm(node: &Node, alarm: &Alarm, crooked: Option<ClusterId>) -> R
     Ok(())
 }
 
-/// Once all links are whole and all is said: every cluster has the same law, and nothing that was acknowledged is lost.
-pub(crate) fn quiet(
-    nodes: &[Node],
-    links: &BTreeSet<Pair>,
-    crooked: Option<ClusterId>,
-    random: &mut StdRng,
-) -> Result<u64> {
-    let members: Vec<(&Node, &Replica, &Snapshot)> = nodes
-        .iter()
-        .filter(|node| node.joined)
-        .filter_map(|node| Some((node, node.replica.as_ref()?, node.snapshot.as_ref()?)))
-        .collect();
-    let joined = nodes.iter().filter(|node| node.joined).count();
-    ensure!(members.len() == joined, "only {} of {joined} clusters are up with a snapshot", members.len());
-    let Some((first, replica, snapshot)) = members.first() else { return Ok(0) };
-    for (node, other, other_snapshot) in &members {
-        same_records(first, replica, node, other)?;
-        ensure!(
-            conflicts(snapshot) == conflicts(other_snapshot),
-            "c{} and c{} show different conflicts",
-            first.number,
-            node.number
-        );
-        ensure!(
-            snapshot.members == other_snapshot.members && snapshot.bundles == other_snapshot.bundles,
-            "c{} and c{} see different members or bundles",
-            first.number,
-            node.number
-        );
-    }
-    private_logs(&members, links)?;
-    acknowledged(&members, crooked)?;
-    forks(&members)?;
-    let mut judged = 0;
-    for (owner, ..) in &members {
-        for _ in 0..PAIRS_AT_THE_END {
-            let (source, service) = workload::pair(random, nodes.len(), owner.number);
-            let allowed = snapshot.authorizer.allows(&source, &service);
-            for (node, _, other) in &members {
-                ensure!(
-                    allowed == other.authorizer.allows(&source, &service),
-                    "c{} and c{} judge {source} -> {service:?} differently",
-                    first.number,
-                    node.number
-                );
-                judged += 1;
-            }
-        }
-    }
-    Ok(judged)
-}
-
-fn conflicts(snapshot: &Snapshot) -> Vec<(String, Vec<RecordId>)> {
-    let mut found: Vec<(String, Vec<RecordId>)> = snapshot
-        .conflicts()
-        .iter()
-        .map(|conflict| (format!("{:?}", conflict.key), conflict.siblings.clone()))
-        .collect();
-    found.sort();
-    found
-}
-
-fn public(replica: &Replica) -> BTreeSet<RecordId> {
-    let is_public = |id: &RecordId| matches!(id.audience, Audience::Law | Audience::All);
-    replica.records().map(Authentic::<Record>::id).filter(is_public).collect()
-}
-
-fn same_records(a: &Node, ours: &Replica, b: &Node, theirs: &Replica) -> Result<()> {
-    let (ours, theirs) = (public(ours), public(theirs));
-    if let Some(id) = ours.symmetric_difference(&theirs).next() {
-        bail!("c{} and c{} did not converge: one of them lacks {id}", a.number, b.number);
-    }
-    Ok(())
-}
-
-/// What one member alone may see is with its writer and that member, whole, and nowhere else.
-fn private_logs(members: &[(&Node, &Replica, &Snapshot)], links: &BTreeSet<Pair>) -> Result<()> {
-    for (node, replica, _) in members {
-        for record in replica.records() {
-            let id = record.id();
-            let Audience::Member(reader) = id.audience else { continue };
-            let concerned = id.writer == node.id || reader == node.id;
-            ensure!(concerned, "c{} holds {id}, which is for another", node.number);
-            let other = if id.writer == node.id { reader } else { id.writer };
-            let peer = members.iter().find(|(peer, ..)| peer.id == other);
-            // It travels over their own session alone, so they need a link of their own.
-            if let Some((peer, theirs, _)) = peer.filter(|(peer, ..)| links.contains(&pair(node.number, peer.number))) {
-                let has = theirs.records().any(|held| held.id() == id);
-                ensure!(has, "c{} lacks {id}, which c{} holds", peer.number, node.number);
-            }
-        }
-    }
-    Ok(())
-}
-
-fn acknowledged(members: &[(&Node, &Replica, &Snapshot)], crooked: Option<ClusterId>) -> Result<()> {
-    for (writer, ..) in members.iter().filter(|(node, ..)| Some(node.id) != crooked) {
-        for (node, replica, _) in members {
-            let held: BTreeSet<RecordId> = replica.records().map(Authentic::<Record>::id).collect();
-            for id in &writer.acked {
-                let sees = node.id == writer.id || matches!(id.audience, Audience::Law | Audience::All);
-                ensure!(!sees || held.contains(id), "acknowledged write {id} is lost at c{}", node.number);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whoever signed two records at one place is known for it everywhere.
-fn forks(members: &[(&Node, &Replica, &Snapshot)]) -> Result<()> {
-    let mut places: BTreeMap<(ClusterId, Audience, u64, u64), BTreeSet<Digest>> = BTreeMap::new();
-    for record in members.iter().flat_map(|(node, ..)| &node.disk) {
-        let id = record.id();
-        places.entry((id.writer, id.audience, id.epoch, id.seq)).or_default().insert(id.digest);
-    }
-    let forked = places.into_iter().filter(|(_, digests)| digests.len() > 1);
-    for ((writer, audience, epoch, seq), _) in forked.filter(|((_, audience, ..), _)| *audience == Audience::Law) {
-        for (node, replica, _) in members {
-            let known = replica.forks().any(|alarm| {
-                let Alarm::Equivocation { writer: found, audience: log, epoch: number, seq: at } = alarm;
-                (found, log, number) == (writer, audience, epoch) && at <= seq
-            });
-            ensure!(known, "c{} does not know that {writer:?} equivocated at {epoch}.{seq}", node.number);
-        }
-    }
+/// A crash changes nothing: whoever is at rest has in memory what a start from its disk gives.
+pub(crate) fn crash(node: &Node) -> Result<()> {
+    let Some(replica) = node.replica.as_ref().filter(|_| node.pending.is_empty()) else { return Ok(()) };
+    let mut fresh = Replica::new(node.id, replica.federation());
+    fresh.load(node.disk.records().iter().cloned());
+    let (disk, memory) = (fresh.vector(), replica.vector());
+    let other = disk.0.iter().find(|(log, epochs)| memory.0.get(log) != Some(epochs)).map(|(log, _)| log);
+    let other = other.or_else(|| memory.0.keys().find(|log| !disk.0.contains_key(log)));
+    ensure!(other.is_none(), "c{} would start with another head than it has of {other:?}", node.number);
     Ok(())
 }

@@ -1,10 +1,12 @@
-//! Simulates federations of replicas: `sim --seeds 500 [--from K] [--mutation NAME]`.
+//! Simulates federations of replicas: `sim --seeds 500 [--from K] [--mutation NAME | --mutations]`, or one
+//! world of very many members: `sim --members 1000`.
 //!
 //! In: seeds. Out: one JSON line on stdout; for a failure the seed, what broke and the trace of events on stderr, and
-//! exit code 1. Never: reads a clock or a socket; one seed always tells the same story.
+//! exit code 1. Never: reads a clock (but to say how long it took) or a socket; one seed always tells the same story.
 
 mod checks;
 mod node;
+mod report;
 #[cfg(test)]
 mod tests;
 mod workload;
@@ -13,24 +15,45 @@ mod world;
 use std::{
     panic::catch_unwind,
     process::ExitCode,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use anyhow::{Context, Result, bail};
 use federation_model::Mutation;
-use serde_json::json;
 
 use crate::world::{Options, World};
 
 /// Most lines of a trace that are printed, the last ones.
 const TRACE_LINES_MAX: usize = 400;
 
-const USAGE: &str = "usage: sim [--seeds N] [--from K] [--mutation accept-gap|send-before-persist|ignore-fork]";
+const USAGE: &str = "usage: sim [--seeds N] [--from K] [--mutation NAME | --mutations] | sim --members N [--from K]";
 
+/// Every planted fault by its name.
+const MUTATIONS: [(&str, Mutation); 13] = [
+    ("accept-gap", Mutation::AcceptGap),
+    ("send-before-persist", Mutation::SendBeforePersist),
+    ("persist-first", Mutation::PersistFirst),
+    ("ignore-fork", Mutation::IgnoreFork),
+    ("resurrect-void", Mutation::ResurrectVoid),
+    ("skip-publish", Mutation::SkipPublish),
+    ("forget-floor", Mutation::ForgetFloor),
+    ("ignore-doubt", Mutation::IgnoreDoubt),
+    ("relay-private-log", Mutation::RelayPrivateLog),
+    ("skip-anti-entropy", Mutation::SkipAntiEntropy),
+    ("forget-tombstone", Mutation::ForgetTombstone),
+    ("accept-lower-bundle", Mutation::AcceptLowerBundle),
+    ("replace-anyones", Mutation::ReplaceAnyones),
+];
+
+#[derive(Clone, Copy)]
 struct Arguments {
     seeds: u64,
     from: u64,
     mutation: Option<Mutation>,
+    /// Looks for every planted fault, each until the first seed that finds it.
+    mutations: bool,
+    /// One world of so many, in place of many small ones.
+    members: Option<usize>,
 }
 
 /// How one seed ended.
@@ -49,7 +72,48 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let outcomes = run(&arguments);
+    let good = if let Some(members) = arguments.members {
+        hold_large(members, arguments.from)
+    } else if arguments.mutations {
+        find_all(arguments)
+    } else {
+        hold(arguments)
+    };
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments> {
+    let mut parsed = Arguments { seeds: 100, from: 0, mutation: None, mutations: false, members: None };
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--seeds" => parsed.seeds = value()?.parse().context("--seeds is a number")?,
+            "--from" => parsed.from = value()?.parse().context("--from is a number")?,
+            "--mutation" => parsed.mutation = Some(mutation(&value()?)?),
+            "--members" => parsed.members = Some(value()?.parse().context("--members is a number")?),
+            "--mutations" => parsed.mutations = true,
+            other => bail!("unknown argument {other:?}"),
+        }
+    }
+    if parsed.mutations && parsed.mutation.is_some() {
+        bail!("--mutation and --mutations exclude each other");
+    }
+    Ok(parsed)
+}
+
+fn mutation(text: &str) -> Result<Mutation> {
+    let found = MUTATIONS.into_iter().find(|(name, _)| *name == text);
+    let names = || MUTATIONS.map(|(name, _)| name).join(", ");
+    found.map(|(_, mutation)| mutation).with_context(|| format!("unknown mutation {text:?}, known are {}", names()))
+}
+
+fn name(mutation: Mutation) -> &'static str {
+    MUTATIONS.into_iter().find(|(_, known)| *known == mutation).map_or("unknown", |(name, _)| name)
+}
+
+/// Runs every seed and says which broke; whether none did.
+fn hold(arguments: Arguments) -> bool {
+    let outcomes = run(arguments, false);
     let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.broke.is_some()).collect();
     for outcome in &failed {
         eprintln!("seed {}: {}", outcome.seed, outcome.broke.as_deref().unwrap_or_default());
@@ -57,69 +121,58 @@ fn main() -> ExitCode {
     if let Some(first) = failed.first() {
         print_trace(first.seed, arguments.mutation);
     }
-    let total =
-        |figure: fn(&world::Figures) -> u64| outcomes.iter().map(|outcome| figure(&outcome.figures)).sum::<u64>();
-    let summary = json!({
-        "seeds": arguments.seeds,
-        "failed": failed.len(),
-        "from": arguments.from,
-        "mutation": arguments.mutation.map(name),
-        "first_failed": failed.first().map(|outcome| outcome.seed),
-        "events": total(|figures| figures.events),
-        "writes": total(|figures| figures.writes),
-        "crashes": total(|figures| figures.crashes),
-        "restores": total(|figures| figures.restores),
-        "partitions": total(|figures| figures.partitions),
-        "equivocations": total(|figures| figures.equivocations),
-        "decisions": total(|figures| figures.decisions),
-    });
-    println!("{summary}");
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!("{}", report::summary(arguments, &outcomes));
+    failed.is_empty()
 }
 
-fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments> {
-    let mut parsed = Arguments { seeds: 100, from: 0, mutation: None };
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
-        match argument.as_str() {
-            "--seeds" => parsed.seeds = value()?.parse().context("--seeds is a number")?,
-            "--from" => parsed.from = value()?.parse().context("--from is a number")?,
-            "--mutation" => parsed.mutation = Some(mutation(&value()?)?),
-            other => bail!("unknown argument {other:?}"),
-        }
+/// Runs one world of very many; whether it held.
+fn hold_large(members: usize, seed: u64) -> bool {
+    let started = tokio::time::Instant::now();
+    let mut world = World::large(members, seed);
+    let told = world.run_large();
+    if let Err(error) = &told {
+        eprintln!("{members} members, seed {seed}: {error:#}");
     }
-    Ok(parsed)
+    println!("{}", report::large(&world, started.elapsed()));
+    told.is_ok()
 }
 
-const MUTATIONS: [(&str, Mutation); 3] = [
-    ("accept-gap", Mutation::AcceptGap),
-    ("send-before-persist", Mutation::SendBeforePersist),
-    ("ignore-fork", Mutation::IgnoreFork),
-];
-
-fn mutation(text: &str) -> Result<Mutation> {
-    let found = MUTATIONS.into_iter().find(|(name, _)| *name == text);
-    found.map(|(_, mutation)| mutation).with_context(|| format!("unknown mutation {text:?}"))
+/// Runs the seeds with each planted fault until one finds it; whether all were found.
+fn find_all(arguments: Arguments) -> bool {
+    let mut all = true;
+    let mut found = serde_json::Map::new();
+    for (name, mutation) in MUTATIONS {
+        let outcomes = run(Arguments { mutation: Some(mutation), ..arguments }, true);
+        let first = outcomes.iter().find_map(|outcome| Some((outcome.seed, outcome.broke.as_deref()?)));
+        match first {
+            Some((seed, broke)) => eprintln!("{name}: found by seed {seed}: {broke}"),
+            None => eprintln!("{name}: not found by {} seeds", arguments.seeds),
+        }
+        all &= first.is_some();
+        found.insert(name.to_owned(), first.map(|(seed, _)| seed).into());
+    }
+    let (seeds, from) = (arguments.seeds, arguments.from);
+    println!("{}", serde_json::json!({ "seeds": seeds, "from": from, "found": found }));
+    all
 }
 
-fn name(mutation: Mutation) -> &'static str {
-    MUTATIONS.into_iter().find(|(_, known)| *known == mutation).map_or("unknown", |(name, _)| name)
-}
-
-/// Runs every seed, on as many threads as there are cores; the outcomes are in order of seed.
-fn run(arguments: &Arguments) -> Vec<Outcome> {
+/// Runs every seed, or until one fails, on as many threads as there are cores; the outcomes are in order of seed.
+fn run(arguments: Arguments, until_found: bool) -> Vec<Outcome> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicU64::new(arguments.from);
+    let found = AtomicBool::new(false);
     let end = arguments.from.saturating_add(arguments.seeds);
     let mut outcomes: Vec<Outcome> = std::thread::scope(|scope| {
         let work = || {
             let mut outcomes = Vec::new();
             loop {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= end {
+                if seed >= end || (until_found && found.load(Ordering::Relaxed)) {
                     return outcomes;
                 }
-                outcomes.push(simulate(seed, arguments.mutation));
+                let outcome = simulate(seed, arguments.mutation);
+                found.fetch_or(outcome.broke.is_some(), Ordering::Relaxed);
+                outcomes.push(outcome);
             }
         };
         let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();

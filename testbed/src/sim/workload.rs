@@ -11,6 +11,20 @@ use crate::node::candidate;
 const NAMESPACES: [&str; 2] = ["shop", "billing"];
 const NAMES: [&str; 3] = ["web", "payments", "batch"];
 
+/// What an operator may do. A new kind of record gets a line here, a share in [`SHARES`], and its words in [`write`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Terms,
+    Rotate,
+    Lawmaker,
+    Service,
+    Rule,
+}
+
+/// How often each is done, relative to the others.
+const SHARES: [(Act, u32); 5] =
+    [(Act::Terms, 1), (Act::Rotate, 1), (Act::Lawmaker, 1), (Act::Service, 4), (Act::Rule, 13)];
+
 fn label<T: std::str::FromStr>(random: &mut StdRng, names: &[&str]) -> Label<T> {
     match names.choose(random).and_then(|name| name.parse().ok()) {
         Some(name) if random.random_bool(0.7) => Label::Is(name),
@@ -50,6 +64,17 @@ pub(crate) fn keys(random: &mut StdRng, clusters: usize) -> Vec<IntentionKey> {
     (0..random.random_range(2..8)).map(|_| key(random, clusters)).collect()
 }
 
+fn act(random: &mut StdRng) -> Act {
+    let mut left = random.random_range(0..SHARES.iter().map(|(_, share)| share).sum());
+    for (act, share) in SHARES {
+        if left < share {
+            return act;
+        }
+        left -= share;
+    }
+    Act::Rule
+}
+
 /// A write of cluster `number`, and to whom.
 pub(crate) fn write(
     random: &mut StdRng,
@@ -58,22 +83,18 @@ pub(crate) fn write(
     keys: &[IntentionKey],
     sequence: u64,
 ) -> (Audience, Body) {
-    match random.random_range(0..20) {
-        0 => {
+    match act(random) {
+        Act::Terms => {
             let accept = if random.random_bool(0.3) { Accept::Own } else { Accept::Federation };
             (Audience::Law, Body::Terms(MemberTerms { accept, ..MemberTerms::default() }))
         }
-        1 => {
-            let trust_domain = candidate(number).trust_domain;
-            let roots = (0..random.random_range(0..3)).map(|_| vec![random.random_range(0..4)]).collect();
-            (Audience::Law, Body::Bundle(TrustBundle { trust_domain, sequence, roots }))
-        }
-        2 => {
+        Act::Rotate => (Audience::Law, rotation(random, number, sequence)),
+        Act::Lawmaker => {
             let cluster = candidate(random.random_range(0..clusters)).id;
             (Audience::Law, Body::Lawmaker { cluster, on: random.random_bool(0.8) })
         }
-        3..=6 => (audience(random, clusters), service(random)),
-        _ => {
+        Act::Service => (audience(random, clusters), service(random)),
+        Act::Rule => {
             let state = match random.random_range(0..10) {
                 0..=4 => RuleState::Is(Action::Allow),
                 5..=7 => RuleState::Is(Action::Deny),
@@ -85,7 +106,14 @@ pub(crate) fn write(
     }
 }
 
-fn audience(random: &mut StdRng, clusters: usize) -> Audience {
+/// The next bundle of a cluster.
+pub(crate) fn rotation(random: &mut StdRng, number: usize, sequence: u64) -> Body {
+    let trust_domain = candidate(number).trust_domain;
+    let roots = (0..random.random_range(0..3)).map(|_| vec![random.random_range(0..4)]).collect();
+    Body::Bundle(TrustBundle { trust_domain, sequence, roots })
+}
+
+pub(crate) fn audience(random: &mut StdRng, clusters: usize) -> Audience {
     match random.random_range(0..3) {
         0 => Audience::All,
         // Its own number makes it a service that never leaves.
@@ -93,7 +121,7 @@ fn audience(random: &mut StdRng, clusters: usize) -> Audience {
     }
 }
 
-fn service(random: &mut StdRng) -> Body {
+pub(crate) fn service(random: &mut StdRng) -> Body {
     let service = NAMES.choose(random).copied().unwrap_or("web").parse().expect("a label");
     let namespace = NAMESPACES.choose(random).copied().unwrap_or("shop").parse().expect("a label");
     if random.random_bool(0.3) {
@@ -103,9 +131,13 @@ fn service(random: &mut StdRng) -> Body {
     }
 }
 
-/// An account somewhere, and a service of cluster `to`.
+/// An account somewhere, now and then of nobody's trust domain, and a service of cluster `to`.
 pub(crate) fn pair(random: &mut StdRng, clusters: usize, to: usize) -> (SpiffeId, ServiceId) {
-    let from = candidate(random.random_range(0..clusters)).trust_domain;
+    let from = if random.random_bool(0.05) {
+        "stranger.example".parse().expect("a trust domain")
+    } else {
+        candidate(random.random_range(0..clusters)).trust_domain
+    };
     let mut pick = |names: &[&'static str]| names.choose(random).copied().unwrap_or("web");
     let source = format!("spiffe://{from}/ns/{}/sa/{}", pick(&NAMESPACES), pick(&NAMES));
     let service = ServiceId {

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Admission, Authentic, Body, Bundles, ClusterId, Member, Record, TrustBundle, roll::Roll};
+use crate::{
+    Admission, Authentic, Body, Bundles, ClusterId, Member, Record, TrustBundle,
+    mutation::{Mutation, planted},
+    roll::Roll,
+};
 
 /// Each member's newest bundle of its own trust domain; of two with one sequence, the roots in both.
 ///
@@ -36,7 +40,7 @@ pub(super) fn newest<'a>(papers: impl Iterator<Item = &'a Authentic<Record>>, ro
         }
         match newest.get_mut(&writer) {
             Some(held) if held.sequence == bundle.sequence => held.roots.retain(|root| bundle.roots.contains(root)),
-            Some(held) if held.sequence > bundle.sequence => {}
+            Some(held) if held.sequence > bundle.sequence && !planted(Mutation::AcceptLowerBundle) => {}
             _ => {
                 newest.insert(writer, bundle.clone());
             }

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-#[cfg(feature = "mutations")]
-use super::Mutation;
 use super::{
     Alarm, Changes, Replica, ReplicaError,
     log::{Log, Place},
 };
 use crate::{
     Admission, Audience, Authentic, Body, ClusterId, EPOCHS_MAX, FederationId, LOGS_MAX, Record, RecordId,
+    mutation::{Mutation, planted},
     replica::EPOCH_RECORDS_MAX,
 };
 
@@ -31,7 +30,7 @@ impl Replica {
             Some(log) => log.place(&id, record.value().previous),
             None => Log::default().place(&id, record.value().previous),
         };
-        let place = self.bend(place, &id);
+        let place = bend(place, &id);
         match place {
             Place::Held => return Ok(()),
             Place::Void => return Err(ReplicaError::Void { id }),
@@ -66,20 +65,6 @@ impl Replica {
             });
         }
         Ok(())
-    }
-
-    #[cfg(feature = "mutations")]
-    fn bend(&self, place: Place, id: &RecordId) -> Place {
-        match (self.mutation, place) {
-            (Some(Mutation::AcceptGap), Place::Gap) if id.seq > 1 => Place::Next,
-            (Some(Mutation::IgnoreFork), Place::Fork) => Place::Held,
-            (_, place) => place,
-        }
-    }
-
-    #[cfg(not(feature = "mutations"))]
-    fn bend(&self, place: Place, _: &RecordId) -> Place {
-        place
     }
 
     fn check(&self, record: &Authentic<Record>, from: Option<ClusterId>) -> Result<(), ReplicaError> {
@@ -166,5 +151,15 @@ impl Replica {
         let gone: Vec<u64> = gone.flat_map(|(_, log)| log.arrivals().collect::<Vec<_>>()).collect();
         self.writers = writers;
         gone.into_iter().for_each(|arrival| drop(self.drop(arrival)));
+    }
+}
+
+/// Where a planted fault makes a record go; its place without one.
+fn bend(place: Place, id: &RecordId) -> Place {
+    match place {
+        Place::Gap if id.seq > 1 && planted(Mutation::AcceptGap) => Place::Next,
+        Place::Fork if planted(Mutation::IgnoreFork) => Place::Held,
+        Place::Void if planted(Mutation::ResurrectVoid) => Place::Next,
+        place => place,
     }
 }

@@ -291,6 +291,76 @@ fn a_row_lost_from_the_own_log_opens_a_new_epoch() {
 }
 
 #[test]
+fn what_lies_behind_a_lost_row_counts_again_once_a_peer_brings_it() {
+    let (mut company, mut east, mut others) = company();
+    company.connect(0, 1);
+    company.local(&others[0].terms(Accept::Own));
+    company.disconnect(0, 1);
+    let private = east.write(Audience::Member(cluster(0)), export("kept.x", 1), &[]);
+    company.local(&private);
+    let admission = company.replica(0).records().nth(1).expect("the admission of west").clone();
+    for lost in [admission.id(), company.ids(1).into_iter().nth(3).expect("west's terms")] {
+        let newest = company.ids(0);
+        let held: Vec<_> = company.replica(0).records().filter(|record| record.id() != lost).cloned().collect();
+        let mut loaded = Replica::new(cluster(0), east.federation);
+        loaded.load(held);
+        company.add(loaded);
+        company.connect(0, 1);
+        assert_eq!(company.ids(0), newest);
+        company.disconnect(0, 1);
+    }
+}
+
+#[test]
+fn what_only_this_store_has_behind_a_lost_row_is_not_lost_with_it() {
+    let (mut company, mut east, _) = company();
+    company.connect(0, 1);
+    company.local(&east.terms(Accept::Own));
+    company.disconnect(0, 1);
+    let alone = east.terms(Accept::Federation);
+    company.local(&alone);
+    let mut held: Vec<_> = company.replica(0).records().cloned().collect();
+    held.remove(3);
+    let mut loaded = Replica::new(cluster(0), east.federation);
+    loaded.load(held);
+    assert!(loaded.records().all(|record| record.id() != alone.id()), "nobody knows yet what is before it");
+    company.add(loaded);
+    company.connect(0, 1);
+    assert!(company.ids(0).contains(&alone.id()));
+    assert!(company.ids(1).contains(&alone.id()), "and others hear of it");
+    assert_eq!(company.replica(0).next_position(Audience::Law).epoch, 2);
+}
+
+#[test]
+fn a_place_that_an_uncertain_write_took_is_never_taken_again() {
+    let (mut replica, mut east) = single();
+    let durable: Vec<_> = replica.records().cloned().collect();
+    replica.on_local(east.terms(Accept::Own)).expect("next");
+    replica.reload(durable.clone(), true);
+    assert_eq!(replica.next_position(Audience::Law).epoch, 2);
+    east.next_epoch(Audience::Law);
+    replica.on_local(east.terms(Accept::Own)).expect("next");
+    replica.reload(durable.clone(), true);
+    assert_eq!(replica.next_position(Audience::Law).epoch, 3, "the second may be on the disk, too");
+    replica.reload(durable, false);
+    assert_eq!(replica.next_position(Audience::Law).epoch, 3, "nor does a later failure make it forget");
+}
+
+#[test]
+fn what_a_peer_claimed_of_the_own_log_outlives_a_failed_write() {
+    let (mut replica, mut east) = single();
+    replica.on_local(east.admit(1, false)).expect("next");
+    let durable: Vec<_> = replica.records().cloned().collect();
+    replica.on_connected(cluster(1));
+    let mut vector = Vector::default();
+    vector.set(cluster(0), Audience::Law, 1, Head { seq: 9, digest: Digest([7; 32]) });
+    replica.on_vector(cluster(1), vector);
+    assert_eq!(replica.next_position(Audience::Law).epoch, 2);
+    replica.reload(durable, false);
+    assert_eq!(replica.next_position(Audience::Law).epoch, 2);
+}
+
+#[test]
 fn broken_continuity_opens_a_new_epoch_everywhere() {
     let (mut replica, mut east) = single();
     assert_eq!(replica.break_continuity(), 2);
