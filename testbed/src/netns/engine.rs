@@ -33,6 +33,8 @@ const PACKET_BYTES_MAX: usize = 65_536;
 const READS_MAX: usize = 64;
 /// Longest sleep.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// Nice value of the thread: a network does not wait for the computers at its ends.
+const NICE: i32 = -20;
 /// A delivery that comes this much after its time is told of: the machine was too busy for the figures to be trusted.
 const LATE: Duration = Duration::from_millis(5);
 
@@ -58,6 +60,10 @@ pub(super) struct Shared {
 
 /// Moves packets until `shared` says that it ended; a byte on `waker` makes it look.
 pub(super) fn run(shared: &Arc<Shared>, namespaces: &[Namespace], mut waker: UnixStream) -> Result<()> {
+    // For this thread alone. If root may not even do that, late packets will tell.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        eprintln!("the WAN runs with no priority over the programs on it: {error}");
+    }
     let started = Instant::now();
     let mut packet = vec![0; PACKET_BYTES_MAX];
     let mut figures = Figures::default();
