@@ -39,7 +39,7 @@ fn a_cut_of_one_way_a_hole_and_loss_swallow_packets_and_a_reset_heals() -> Resul
         Ok(round_trips((&a, &b), false, 10, bytes, Duration::from_millis(50))?.iter().flatten().count())
     };
     let only_back = Change { cut: Some(true), one_way: true, ..Change::default() };
-    wan.change(&only_back.between(&[b.cluster.clone()], &[a.cluster.clone()]))?;
+    wan.change(&only_back.between(std::slice::from_ref(&b.cluster), std::slice::from_ref(&a.cluster)))?;
     ensure!(came(100)? == 0, "an echo came through a cut");
     ensure!(wan.figures().counts.delivered >= 10, "the way there was not cut");
     wan.change(&Change { reset: true, mtu: Some(1_280), ..Change::default() })?;

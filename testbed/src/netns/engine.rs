@@ -74,7 +74,7 @@ pub(super) fn run(shared: &Arc<Shared>, namespaces: &[Namespace], mut waker: Uni
             figures.late += u64::from(late > LATE);
             figures.late_max_us = figures.late_max_us.max(u64::try_from(late.as_micros()).unwrap_or(u64::MAX));
             let device = namespaces.get(due.to).map(|namespace| &namespace.device);
-            figures.refused += u64::from(!device.is_some_and(|device| device.send(&due.packet).is_ok()));
+            figures.refused += u64::from(device.is_none_or(|device| device.send(&due.packet).is_err()));
         }
         figures.counts = emulator.counts();
         let sleep = emulator.next().map_or(SLEEP_MAX, |at| at.saturating_sub(started.elapsed()).min(SLEEP_MAX));
