@@ -39,9 +39,7 @@ impl Roll {
     pub(crate) fn counts(&self, id: &RecordId) -> bool {
         let Some(member) = self.members.get(&id.writer) else { return false };
         match id.audience {
-            Audience::Law if member.state.is_out() => {
-                self.limits.get(&id.writer).is_none_or(|heads| within(heads, id))
-            }
+            Audience::Law if member.state.is_out() => self.limits.get(&id.writer).is_none_or(|heads| within(heads, id)),
             Audience::Law => true,
             Audience::All | Audience::Member(_) => member.state.is_active(),
         }

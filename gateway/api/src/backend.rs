@@ -3,8 +3,8 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use federation_model::{
-    Audience, Body, ClusterId, ClusterName, ConnectionId, Digest, Endpoint, Enforcement, MemberState, RecordId, Records,
-    Snapshot, SpiffeId, Timestamp, TokenId, VerifiedPeer,
+    Audience, Body, ClusterId, ClusterName, ConnectionId, Digest, Endpoint, Enforcement, MemberState, RecordId,
+    Records, Snapshot, SpiffeId, Timestamp, TokenId, VerifiedPeer,
 };
 use tokio::sync::watch;
 

@@ -90,10 +90,13 @@ pub(crate) fn link_status(reply: &manage::LinkList, now: SystemTime) -> String {
             ("Direction", link.direction.clone()),
             ("Address", link.address.clone()),
             ("Round trip", rtt(link.rtt_us)),
-            ("Relayed by", match link.relay.as_str() {
-                "" => String::new(),
-                relay => format!("{relay}, {} there and back", rtt(link.relay_rtt_us)),
-            }),
+            (
+                "Relayed by",
+                match link.relay.as_str() {
+                    "" => String::new(),
+                    relay => format!("{relay}, {} there and back", rtt(link.relay_rtt_us)),
+                },
+            ),
             ("Clock offset", format!("{}ms", link.clock_offset_ms)),
             ("Data age", age(link.data_age_ms)),
             ("Tunnels", link.tunnels.to_string()),

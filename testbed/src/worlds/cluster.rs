@@ -19,7 +19,10 @@ use super::{
     process::Process,
     until,
 };
+use crate::netns::Site;
 
+/// Port of the edge at a site of the emulated WAN.
+const SITE_PORT: u16 = 7_443;
 /// How long a gateway may take to start.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -36,6 +39,7 @@ pub struct Plan {
     svid_ttl: Option<Duration>,
     trust_domain: Option<String>,
     federation: String,
+    site: Option<Site>,
     more: String,
 }
 
@@ -51,6 +55,7 @@ impl Plan {
             svid_ttl: None,
             trust_domain: None,
             federation: String::new(),
+            site: None,
             more: String::new(),
         }
     }
@@ -76,6 +81,12 @@ impl Plan {
     /// It carries connections between others.
     pub fn relay(self) -> Self {
         self.federation("relay = \"members\"")
+    }
+
+    /// It runs in a namespace of the emulated WAN and accepts sessions at that site's IPv4 address.
+    pub fn at(mut self, site: &Site) -> Self {
+        self.site = Some(site.clone());
+        self
     }
 
     /// The listeners for its sidecars are the default ones: free ports, others at each start.
@@ -121,6 +132,7 @@ pub struct Cluster {
     config: PathBuf,
     /// Where its sidecars enrol by token.
     discovery: SocketAddr,
+    namespace: Option<String>,
     gateway: Process,
     network: Network,
     _relay: Option<Relay>,
@@ -150,6 +162,9 @@ impl Cluster {
                 ports::free()?
             ));
         }
+        if let Some(site) = &plan.site {
+            text.push_str(&format!("[federation]\nlisten = \"{}:{SITE_PORT}\"\n\n", site.ipv4));
+        }
         let mut relay = None;
         if plan.inbound {
             let listen = ports::free()?;
@@ -168,10 +183,12 @@ impl Cluster {
         text.push_str(&plan.more);
         let config = folder.join("gateway.toml");
         std::fs::write(&config, text)?;
-        let gateway = start(&plan.key, &folder, &config)?;
+        let namespace = plan.site.map(|site| site.namespace);
+        let gateway = start(&plan.key, namespace.as_deref(), &folder, &config)?;
         let network = world.network().clone();
         let Plan { name, key, .. } = plan;
-        let mut cluster = Self { name, key, folder, socket, config, discovery, gateway, network, _relay: relay };
+        let mut cluster =
+            Self { name, key, folder, socket, config, discovery, namespace, gateway, network, _relay: relay };
         cluster.ready().await?;
         Ok(cluster)
     }
@@ -189,7 +206,7 @@ impl Cluster {
     /// # Errors
     /// The process cannot be started.
     pub fn start_again(&mut self) -> Result<()> {
-        self.gateway = start(&self.key, &self.folder, &self.config)?;
+        self.gateway = start(&self.key, self.namespace.as_deref(), &self.folder, &self.config)?;
         Ok(())
     }
 
@@ -381,7 +398,12 @@ pub(super) fn secret(path: &Path, text: &str) -> Result<()> {
     Ok(writeln!(file, "{text}")?)
 }
 
-fn start(key: &str, folder: &Path, config: &Path) -> Result<Process> {
+fn start(key: &str, namespace: Option<&str>, folder: &Path, config: &Path) -> Result<Process> {
     let config = config.to_str().context("the temporary folder's path is not UTF-8")?;
-    Process::start(&format!("{key}'s gateway"), &["gateway", "--config", config], &folder.join("gateway.log"))
+    let (name, arguments, log) =
+        (format!("{key}'s gateway"), ["gateway", "--config", config], folder.join("gateway.log"));
+    match namespace {
+        None => Process::start(&name, &arguments, &log),
+        Some(namespace) => Process::start_within(namespace, &name, &arguments, &log),
+    }
 }

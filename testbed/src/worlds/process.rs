@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use super::{CONVERGE, until};
 
-/// The `hanse` executable: where cargo puts it, beside the folder of this test.
+/// The `hanse` executable: where cargo puts it, beside this program or the folder of this test.
 ///
 /// # Panics
 /// It is not there: `cargo test --workspace` builds it, and so does `cargo build -p hanse`.
@@ -20,7 +20,8 @@ pub fn hanse() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| {
         let test = std::env::current_exe().expect("this test knows its own path");
-        let profile = test.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
+        let folder = test.parent().expect("a test lies in target/<profile>/deps, a program in target/<profile>");
+        let profile = if folder.ends_with("deps") { folder.parent().expect("deps lies in a profile") } else { folder };
         let executable = profile.join("hanse");
         assert!(
             executable.is_file(),
@@ -45,9 +46,21 @@ impl Process {
     /// # Errors
     /// It cannot be started.
     pub fn start(name: &str, arguments: &[&str], log: &Path) -> Result<Self> {
+        Self::run(name, Command::new(hanse()).args(arguments), log)
+    }
+
+    /// The same in a network namespace; needs root.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_within(namespace: &str, name: &str, arguments: &[&str], log: &Path) -> Result<Self> {
+        // `ip` becomes the program: there is one process to end.
+        Self::run(name, Command::new("ip").args(["netns", "exec", namespace]).arg(hanse()).args(arguments), log)
+    }
+
+    fn run(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
-        let child = Command::new(hanse())
-            .args(arguments)
+        let child = command
             .env_remove("HANSE_SOCKET")
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

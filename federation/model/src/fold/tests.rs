@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     Accept, AccountRef, Admission, Approval, DestinationPattern, Digest, Eviction, Export, Head, Intention,
-    IntentionKey, Label, Layer, MemberState, MemberTerms, Replica, RuleState, ServiceId, SourcePattern, SpiffeId, Stance,
-    TrustBundle, evaluator, fold,
+    IntentionKey, Label, Layer, MemberState, MemberTerms, Replica, RuleState, ServiceId, SourcePattern, SpiffeId,
+    Stance, TrustBundle, evaluator, fold,
     testing::{ALLOW, DENY, Dice, Writer, candidate, cluster, domain, label, on_all_cores, service, workload},
 };
 

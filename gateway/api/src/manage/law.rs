@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use federation_model::{
-    AccountRef, Action, Audience, Body, ClusterId, Denial, DenialReason, DestinationPattern, Enforcement, Intention, IntentionKey, Layer,
-    MESH_ZONE, Member, RecordId, RuleState, ServiceRef, Snapshot, SourcePattern, SourceRef, SpiffeId, Standing,
-    Timestamp,
+    AccountRef, Action, Audience, Body, ClusterId, Denial, DenialReason, DestinationPattern, Enforcement, Intention,
+    IntentionKey, Layer, MESH_ZONE, Member, RecordId, RuleState, ServiceRef, Snapshot, SourcePattern, SourceRef,
+    SpiffeId, Standing, Timestamp,
 };
 use proto::manage as wire;
 use tokio::time::timeout;

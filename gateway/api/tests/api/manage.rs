@@ -170,14 +170,16 @@ async fn an_intention_says_who_enforces_it_and_a_write_waits_for_all() {
     assert_eq!((written.enforced, written.members), (1, 2));
     assert_eq!((written.behind[0].cluster.as_str(), written.behind[0].data_age_ms), ("east", 40_000));
 
-    let waiting = wire::WriteIntentionRequest { wait_ms: 20_000, ..write("cron.shop", "payments.billing.west", "deny") };
+    let waiting =
+        wire::WriteIntentionRequest { wait_ms: 20_000, ..write("cron.shop", "payments.billing.west", "deny") };
     let links = world.links.clone();
     let confirming = tokio::spawn(async move {
         // Whatever is newest in this cluster's law when it is there.
         let mut snapshots = gateway_api::Links::snapshot(&*links);
         let stands = |held: &federation_model::Snapshot| held.authorizer.explain().len() == 2;
         let held = snapshots.wait_for(|held| held.as_deref().is_some_and(stands)).await.expect("open").clone();
-        let newest = held.expect("some").authorizer.explain().iter().map(|standing| standing.id).max_by_key(|id| id.seq);
+        let newest =
+            held.expect("some").authorizer.explain().iter().map(|standing| standing.id).max_by_key(|id| id.seq);
         links.confirm(newest.expect("a rule"), east);
     });
     let reply = client.write_intention(waiting).await.expect("written").into_inner().intention.expect("intention");

@@ -126,8 +126,11 @@ impl Quiet<'_> {
 }
 
 fn conflicts(snapshot: &Snapshot) -> Vec<(String, Vec<RecordId>)> {
-    let mut found: Vec<(String, Vec<RecordId>)> =
-        snapshot.conflicts().iter().map(|conflict| (format!("{:?}", conflict.key), conflict.siblings.clone())).collect();
+    let mut found: Vec<(String, Vec<RecordId>)> = snapshot
+        .conflicts()
+        .iter()
+        .map(|conflict| (format!("{:?}", conflict.key), conflict.siblings.clone()))
+        .collect();
     found.sort();
     found
 }

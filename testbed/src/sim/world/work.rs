@@ -4,7 +4,7 @@
 //! Never: lets an input in before the effects of the one before are carried out.
 
 use anyhow::{Context, Result, ensure};
-use federation_model::{Authentic, ClusterId, Effect, Record, fold};
+use federation_model::{Authentic, ClusterId, Effect, Record};
 use rand::RngExt;
 
 use super::{Event, World};
@@ -161,17 +161,17 @@ impl World {
     }
 
     pub(super) fn publish(&mut self, number: usize) -> Result<()> {
-        let (federation, clusters, crooked) = (self.federation, self.nodes.len(), self.crooked_id());
+        let (clusters, crooked) = (self.nodes.len(), self.crooked_id());
         let Self { nodes, issued, random, figures, sizes, .. } = self;
         let node = nodes.get_mut(number).context("a node of this world")?;
-        let Some(replica) = &node.replica else { return Ok(()) };
+        let Some(replica) = &mut node.replica else { return Ok(()) };
         node.revision += 1;
         node.unpublished = false;
         if sizes.is_some() {
             return Ok(());
         }
         figures.publications += 1;
-        let Some(snapshot) = fold(node.id, federation, node.revision, replica.records()) else {
+        let Some(snapshot) = replica.snapshot(node.revision) else {
             ensure!(node.damaged, "c{number} has all it wrote and is no member");
             node.snapshot = None;
             return Ok(());

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use federation_identity::{LiveSvid, LocalSigner, Signer, Svid, SvidKey, now, record};
 use federation_model::{
-    Admission, Audience, Authentic, Body, ClusterId, Digest, Eviction, FederationId, Position, Record,
-    RecordId, Records, Replica, Snapshot, SpiffeId, fold,
+    Admission, Audience, Authentic, Body, ClusterId, Digest, Eviction, FederationId, Position, Record, RecordId,
+    Records, Replica, Snapshot, SpiffeId, fold,
 };
 use proto::convert::{decode_envelope, encode_envelope, encode_record};
 
