@@ -23,7 +23,7 @@ const VAIN_BURST: f64 = 10_000.0;
 pub(crate) enum Checked {
     Good(Authentic<Record>),
     /// Its writer is no member of the snapshot, or it founds a federation.
-    Later(Unchecked),
+    Later(Box<Unchecked>),
     Bad(Unfit),
 }
 
@@ -46,7 +46,7 @@ fn one(raw: Vec<u8>, snapshot: Option<&Snapshot>) -> Checked {
     let writer = snapshot.and_then(|held| held.members.get(&unchecked.writer()));
     match writer.map(|member| member.replication_key).filter(|_| !unchecked.founds()) {
         Some(key) => unchecked.check(None, |_| Some(key)).map_or_else(Checked::Bad, Checked::Good),
-        None => Checked::Later(unchecked),
+        None => Checked::Later(Box::new(unchecked)),
     }
 }
 

@@ -186,7 +186,8 @@ impl Authorizer {
                     return refuse(DenialReason::WrongProof);
                 }
                 let ours = self.own == Some(service.id.cluster);
-                if !ours && !(straight && self.own.is_some_and(|own| relays(members.get(&own)))) {
+                let carries = straight && self.own.is_some_and(|own| relays(members.get(&own)));
+                if !(ours || carries) {
                     return refuse(DenialReason::Unreachable);
                 }
                 if now >= session.not_after() {
