@@ -164,7 +164,7 @@ async fn whoever_could_not_be_told_of_a_leaving_is_named_and_learns_it_from_the_
     let disk = west.kill().await;
     until("no session", || onprem.link.session_peer(west_id).is_none()).await;
     let departure = onprem.link.leave("test".into()).await.expect("leaves");
-    assert_eq!(departure.untold, [disk.name.clone()]);
+    assert_eq!(departure.untold, std::slice::from_ref(&disk.name));
     let west = Cluster::open(disk, Setup::default()).await;
     west.linked(&east).await;
     sees(&west, &onprem, MemberState::Left).await;
