@@ -305,32 +305,3 @@ async fn a_cluster_that_left_goes_on_alone_and_comes_back_with_a_token() -> Resu
     })
     .await
 }
-
-#[tokio::test]
-async fn a_service_that_is_shown_to_one_member_is_known_to_no_other() -> Result<(), Failure> {
-    World::tell(Duration::from_secs(120), async |world| {
-        let [east, west, onprem] = three(world, Plan::new("west")).await?;
-        west.run(&["service", "register", "payments.billing", "--port", "8080"]).await?;
-        west.run(&["service", "export", "payments.billing", "--to", "onprem"]).await?;
-        until_sees(&onprem, PAYMENTS, true).await?;
-        ensure!(resolves(&onprem, PAYMENTS_DNS).await?, "its name does not resolve where it is shown");
-        // East has everything else that west says: what came after is there, this is not.
-        west.run(&["service", "register", "ledger.billing", "--port", "1"]).await?;
-        west.run(&["service", "export", "ledger.billing"]).await?;
-        until_sees(&east, "ledger.billing.west", true).await?;
-        ensure!(!sees(&east, PAYMENTS).await?, "east sees it");
-        ensure!(!resolves(&east, PAYMENTS_DNS).await?, "east resolves it");
-        ensure!(east.check("web.shop.east", PAYMENTS).await? == (false, "unknown_service".into()), "east knows of it");
-
-        // To another one instead: the first is told that it is gone.
-        west.run(&["service", "export", "payments.billing", "--to", "east"]).await?;
-        until_sees(&east, PAYMENTS, true).await?;
-        until_sees(&onprem, PAYMENTS, false).await?;
-        ensure!(!resolves(&onprem, PAYMENTS_DNS).await?, "the name still resolves where it was taken back");
-        west.run(&["service", "export", "payments.billing", "--nobody"]).await?;
-        until_sees(&east, PAYMENTS, false).await?;
-        ensure!(sees(&west, PAYMENTS).await?, "west lost it itself");
-        Ok(())
-    })
-    .await
-}
