@@ -51,12 +51,14 @@ fn a_rule_shows_whether_it_counts_and_who_wrote_it() {
         counts: false,
         note: "onprem is no lawmaker".into(),
         conflict: true,
-        ..Default::default()
+        enforced: 4,
+        members: 5,
+        behind: vec![manage::Laggard { cluster: "west".into(), data_age_ms: 40_000 }],
     };
     assert_eq!(
         intentions([&intention], now()),
-        "PREC  ACTION  SOURCE         DESTINATION            LAYER  WRITER  AUTHOR  AGE    COUNTS  NOTE\n\
-         9     deny    web.shop.east  payments.billing.west  rule   onprem  root    1m30s  no      conflict; onprem is no lawmaker\n"
+        "PREC  ACTION  SOURCE         DESTINATION            LAYER  WRITER  AUTHOR  AGE    COUNTS  ENFORCED              NOTE\n\
+         9     deny    web.shop.east  payments.billing.west  rule   onprem  root    1m30s  no      4/5, west 40s behind  conflict; onprem is no lawmaker\n"
     );
 }
 
