@@ -21,12 +21,7 @@ pub(crate) fn signed_bytes(receipt: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// It is not that key's.
-pub fn verify(
-    member: ClusterId,
-    receipt: &[u8],
-    signature: &[u8],
-    key: &ReplicationKey,
-) -> Result<(), ReceiptError> {
+pub fn verify(member: ClusterId, receipt: &[u8], signature: &[u8], key: &ReplicationKey) -> Result<(), ReceiptError> {
     UnparsedPublicKey::new(&ED25519, &key.0)
         .verify(&signed_bytes(receipt), signature)
         .map_err(|_| ReceiptError { member })
