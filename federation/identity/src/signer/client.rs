@@ -91,7 +91,7 @@ impl RemoteSigner {
         let Answer::Made(made) = self.ask(&Ask::Make(Nothing {}), START_LIMIT)? else {
             return Err(SignerError::Unreadable);
         };
-        let authority = self.authority(made.public.ok_or(SignerError::Unreadable)?)?;
+        let authority = self.authority(*made.public.ok_or(SignerError::Unreadable)?)?;
         *lock(&self.held) = Some((authority.clone(), made.sealed.clone()));
         Ok((authority, made.sealed))
     }
@@ -104,7 +104,7 @@ impl RemoteSigner {
         let Answer::Opened(public) = self.ask(&Ask::Open(sealed.to_vec()), START_LIMIT)? else {
             return Err(SignerError::Unreadable);
         };
-        let authority = self.authority(public)?;
+        let authority = self.authority(*public)?;
         *lock(&self.held) = Some((authority.clone(), sealed.to_vec()));
         Ok(authority)
     }
@@ -120,7 +120,7 @@ impl RemoteSigner {
         let Answer::Made(made) = self.ask(&Ask::Rotate(request), ANSWER_LIMIT)? else {
             return Err(SignerError::Unreadable);
         };
-        Ok((self.authority(made.public.ok_or(SignerError::Unreadable)?)?, made.sealed))
+        Ok((self.authority(*made.public.ok_or(SignerError::Unreadable)?)?, made.sealed))
     }
 
     /// The authority that was made or opened last.
@@ -161,7 +161,7 @@ impl RemoteSigner {
                 let Answer::Opened(public) = channel.ask(&Ask::Open(sealed), limit)? else {
                     return Err(SignerError::Unreadable);
                 };
-                if self.authority(public)? != authority {
+                if self.authority(*public)? != authority {
                     return Err(SignerError::Refused("the keys that it opened are others than before".into()));
                 }
                 channel.ask(ask, limit)

@@ -131,8 +131,8 @@ pub(super) enum Answer {
     Started(Derived),
     #[prost(message, tag = "3")]
     Made(Made),
-    #[prost(message, tag = "4")]
-    Opened(Public),
+    #[prost(message, boxed, tag = "4")]
+    Opened(Box<Public>),
     #[prost(message, tag = "5")]
     Svid(Svid),
     #[prost(bytes, tag = "6")]
@@ -158,8 +158,8 @@ pub(super) struct Derived {
 pub(super) struct Made {
     #[prost(bytes, tag = "1")]
     pub(super) sealed: Vec<u8>,
-    #[prost(message, optional, tag = "2")]
-    pub(super) public: Option<Public>,
+    #[prost(message, optional, boxed, tag = "2")]
+    pub(super) public: Option<Box<Public>>,
 }
 
 /// The authority; name and trust domain both sides know.
