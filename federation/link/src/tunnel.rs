@@ -70,7 +70,15 @@ impl Tunnel {
     /// A tunnel over a stream whose first frame has passed already.
     pub(crate) fn new(session: &Session, send: quinn::SendStream, receive: quinn::RecvStream) -> Self {
         let counted = Counted::new(&session.tunnels);
-        Self { member: session.member, peer: session.peer(), send, receive, finished: false, _counted: counted, _attached: None }
+        Self {
+            member: session.member,
+            peer: session.peer(),
+            send,
+            receive,
+            finished: false,
+            _counted: counted,
+            _attached: None,
+        }
     }
 
     /// The tunnel with something that lives as long as it does.
