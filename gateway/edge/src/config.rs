@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use federation_model::{Accept, AccountName, AccountRef, ClusterName, Endpoint, Relay, NamespaceName, TrustDomain};
+use federation_model::{Accept, AccountName, AccountRef, ClusterName, Endpoint, NamespaceName, Relay, TrustDomain};
 use gateway_admin::config::{Admin, Log, SettingsError};
 use serde::Deserialize;
 

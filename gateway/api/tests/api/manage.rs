@@ -163,14 +163,16 @@ async fn an_intention_says_who_enforces_it_and_a_write_waits_for_all() {
     assert_eq!((written.enforced, written.members), (1, 2));
     assert_eq!((written.behind[0].cluster.as_str(), written.behind[0].data_age_ms), ("east", 40_000));
 
-    let waiting = wire::WriteIntentionRequest { wait_ms: 20_000, ..write("cron.shop", "payments.billing.west", "deny") };
+    let waiting =
+        wire::WriteIntentionRequest { wait_ms: 20_000, ..write("cron.shop", "payments.billing.west", "deny") };
     let links = world.links.clone();
     let confirming = tokio::spawn(async move {
         // Whatever is newest in this cluster's law when it is there.
         let mut snapshots = gateway_api::Links::snapshot(&*links);
         let stands = |held: &federation_model::Snapshot| held.authorizer.explain().len() == 2;
         let held = snapshots.wait_for(|held| held.as_deref().is_some_and(stands)).await.expect("open").clone();
-        let newest = held.expect("some").authorizer.explain().iter().map(|standing| standing.id).max_by_key(|id| id.seq);
+        let newest =
+            held.expect("some").authorizer.explain().iter().map(|standing| standing.id).max_by_key(|id| id.seq);
         links.confirm(newest.expect("a rule"), east);
     });
     let reply = client.write_intention(waiting).await.expect("written").into_inner().intention.expect("intention");
@@ -435,6 +437,26 @@ async fn a_check_tries_the_links_and_says_what_to_do() {
     world.links.forget();
     let results = client.check(wire::CheckRequest {}).await.expect("check").into_inner().results;
     assert!(results.iter().any(|result| result.id == "gateway.snapshot" && result.state == "failed"), "{results:?}");
+}
+
+#[tokio::test]
+async fn a_rotation_is_started_and_told_by_names_and_unknown_ones_are_refused() {
+    let (_world, mut client) = two(false).await;
+    let rotate =
+        |without: &[&str]| wire::RotateRootRequest { without: without.iter().map(ToString::to_string).collect() };
+    refused(client.rotate_root(rotate(&["north"])).await, Code::NotFound, "unknown_cluster", "north");
+    refused(client.rotate_root(rotate(&["West!"])).await, Code::InvalidArgument, "bad_name", "");
+    refused(client.rotate_root(rotate(&["west"])).await, Code::InvalidArgument, "own_cluster", "west");
+    refused(client.rotate_root(rotate(&["east"; 257])).await, Code::InvalidArgument, "without", "257");
+    assert_eq!(client.cert_status(wire::CertStatusRequest {}).await.expect("status").into_inner().rotation, None);
+    let told = client.rotate_root(rotate(&["east"])).await.expect("started").into_inner().rotation.expect("told");
+    assert_eq!((told.phase.as_str(), told.acknowledged, told.members), ("published", 0, 1));
+    assert_eq!(told.without, ["east"]);
+    assert_eq!((told.behind[0].cluster.as_str(), told.behind[0].data_age_ms), ("east", 40_000));
+    let status = client.cert_status(wire::CertStatusRequest {}).await.expect("status").into_inner();
+    assert_eq!(status.rotation.expect("told").without, ["east"]);
+    let abort = client.abort_rotation(wire::AbortRotationRequest {}).await;
+    refused(abort, Code::FailedPrecondition, "no_rotation", "no rotation is under way");
 }
 
 #[tokio::test]
