@@ -5,6 +5,7 @@
 //! and never takes a name from a signing request.
 
 mod public;
+mod rotation;
 
 use std::{fmt, time::Duration};
 
@@ -17,12 +18,17 @@ use federation_model::{
 };
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
-pub use self::public::{Authority, CertificateSummary};
+pub(crate) use self::public::Roots;
+use self::rotation::Pair;
+pub use self::{
+    public::{Authority, CertificateSummary},
+    rotation::{Above, NextKeys, RotationError, RotationStage, RotationStep},
+};
 use crate::{
     CsrError, SignerError, SvidError,
     seal::{self, UnsealError},
@@ -98,7 +104,7 @@ impl IssueError {
 /// An SVID as its signer made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issued {
-    /// DER of leaf and intermediate.
+    /// DER of leaf and intermediate; while a rotation is turned, then the root's key certified by the root before.
     pub chain: Vec<Vec<u8>>,
     /// DER of the root above them.
     pub root: Vec<u8>,
@@ -161,6 +167,12 @@ pub struct AuthorityKeys {
     pub replication_key: Zeroizing<Vec<u8>>,
     /// X25519 private key, 32 bytes.
     pub sealing_key: Zeroizing<Vec<u8>>,
+    /// DER of the root that the cluster's id was made of; empty while that is the one that signs.
+    pub first_root: Vec<u8>,
+    /// While a rotation is prepared.
+    pub next: Option<NextKeys>,
+    /// While a rotation is turned.
+    pub above: Option<Above>,
 }
 
 impl fmt::Debug for AuthorityKeys {
@@ -187,26 +199,19 @@ impl LocalSigner {
         name: &ClusterName,
         now: Timestamp,
     ) -> Result<(Self, AuthorityKeys), AuthorityError> {
-        let p256 = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|_| AuthorityError::Generate);
-        let (root_key, intermediate_key) = (p256()?, p256()?);
-        let failed = |what| move |source| AuthorityError::Certificate { what, source };
-
-        let root_params = ca_params(domain, name, "root", BasicConstraints::Unconstrained, now)?;
-        let root_certificate = root_params.self_signed(&root_key).map_err(failed("root"))?.der().to_vec();
-        let above = Issuer::from_params(&root_params, &root_key);
-        // The intermediate signs leaves and nothing else.
-        let params = ca_params(domain, name, "intermediate", BasicConstraints::Constrained(0), now)?;
-        let intermediate = params.signed_by(&intermediate_key, &above).map_err(failed("intermediate"))?;
-
+        let pair = Pair::generate(domain, name, now)?;
         let replication = Ed25519KeyPair::generate().map_err(|_| AuthorityError::Generate)?;
         let replication = replication.to_pkcs8().map_err(|_| AuthorityError::Generate)?;
         let keys = AuthorityKeys {
-            root_key: Zeroizing::new(root_key.serialize_der()),
-            root_certificate,
-            intermediate_key: Zeroizing::new(intermediate_key.serialize_der()),
-            intermediate_certificate: intermediate.der().to_vec(),
+            root_key: Zeroizing::new(pair.root_key.serialize_der()),
+            root_certificate: pair.root_certificate,
+            intermediate_key: Zeroizing::new(pair.intermediate_key.serialize_der()),
+            intermediate_certificate: pair.intermediate_certificate,
             replication_key: Zeroizing::new(replication.as_ref().to_vec()),
             sealing_key: Zeroizing::new(token::random::<32>().to_vec()),
+            first_root: Vec::new(),
+            next: None,
+            above: None,
         };
         Ok((Self::from_keys(domain, name, keys.clone())?, keys))
     }
@@ -231,8 +236,14 @@ impl LocalSigner {
             .and_then(|public| public.as_ref().try_into().ok())
             .map(SealingKey)
             .ok_or(unusable("sealing key"))?;
-        let (root, intermediate) = (keys.root_certificate, keys.intermediate_certificate);
-        let public = Authority::new(domain, name, root, intermediate, replication_key, sealing_key)?;
+        let roots = Roots {
+            root: keys.root_certificate,
+            intermediate: keys.intermediate_certificate,
+            first: keys.first_root,
+            next: keys.next.as_ref().map(|next| next.root_certificate.clone()),
+            above: keys.above,
+        };
+        let public = Authority::new(domain, name, roots, replication_key, sealing_key)?;
 
         let [root, intermediate] = public.certificates();
         let pair = |der: &[u8], of: &CertificateSummary, what| {
@@ -308,10 +319,13 @@ impl Signer for LocalSigner {
         params.use_authority_key_identifier_extension = true;
         let key = SubjectPublicKeyInfo::from_der(&spki).map_err(IssueError::Certificate)?;
         let leaf = params.signed_by(&key, &self.issuer).map_err(IssueError::Certificate)?;
-        let chain = vec![leaf.der().to_vec(), self.public.intermediate_der().to_vec()];
+        let mut chain = vec![leaf.der().to_vec(), self.public.intermediate_der().to_vec()];
+        let above = self.public.above();
+        chain.extend(above.map(|above| above.cross.clone()));
+        let top = above.map_or(self.public.root_der(), |above| &above.root).to_vec();
         // What leaves this house passes its own gate: one URI SAN, the right one, and every other check.
         verify_issued(&chain, &self.bundle(0), id, now).map_err(IssueError::Unfit)?;
-        Ok(Issued { chain, root: self.public.root_der().to_vec(), not_before, not_after, serial: serial.to_vec() })
+        Ok(Issued { chain, root: top, not_before, not_after, serial: serial.to_vec() })
     }
 
     fn sign_record(&self, record: &[u8]) -> Result<[u8; 64], SignerError> {

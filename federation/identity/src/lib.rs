@@ -32,8 +32,9 @@ use aws_lc_rs::digest;
 use federation_model::{ClusterId, Digest, FederationId, ReplicationKey, Timestamp};
 
 pub use authority::{
-    Authority, AuthorityError, AuthorityKeys, CERTIFICATE_BACKDATE, CertificateSummary, IssueError, Issued,
-    LocalSigner, ROOT_LIFETIME, SVID_TTL_DEFAULT, SVID_TTL_MAX, SVID_TTL_MIN, Signer,
+    Above, Authority, AuthorityError, AuthorityKeys, CERTIFICATE_BACKDATE, CertificateSummary, IssueError, Issued,
+    LocalSigner, NextKeys, ROOT_LIFETIME, RotationError, RotationStage, RotationStep, SVID_TTL_DEFAULT, SVID_TTL_MAX,
+    SVID_TTL_MIN, Signer,
 };
 pub use csr::{CSR_BYTES_MAX, CsrError, csr_key_digest};
 pub use error::SvidError;

@@ -54,11 +54,13 @@ pub enum Verb {
     Unseal,
     /// Nothing but an answer.
     Ping,
+    /// Sealed keys in, the same after a step of a rotation out; they are taken up by opening them.
+    Rotate,
 }
 
 impl Verb {
     /// Every verb, in the order of its number.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Start,
         Self::Make,
         Self::Open,
@@ -67,6 +69,7 @@ impl Verb {
         Self::SignReceipt,
         Self::Unseal,
         Self::Ping,
+        Self::Rotate,
     ];
 
     /// Short fixed word.
@@ -80,6 +83,7 @@ impl Verb {
             Self::SignReceipt => "sign_receipt",
             Self::Unseal => "unseal",
             Self::Ping => "ping",
+            Self::Rotate => "rotate",
         }
     }
 
@@ -88,7 +92,7 @@ impl Verb {
     /// in a second.
     pub const fn per_second(self) -> u32 {
         match self {
-            Self::Start | Self::Make | Self::Open => 5,
+            Self::Start | Self::Make | Self::Open | Self::Rotate => 5,
             Self::SignSvid | Self::SignReceipt | Self::Unseal => 1_000,
             Self::SignRecord => 20_000,
             Self::Ping => 100,

@@ -134,6 +134,11 @@ pub enum JoinError {
     #[error("this cluster has {0} other member(s) in its federation already: a cluster is in one federation at a time")]
     HasMembers(usize),
     #[error(
+        "this cluster has rotated its root, and its id is made of the first one, which it can no longer prove to \
+         strangers: set it up anew, with a new data_dir, to join another federation"
+    )]
+    Rotated,
+    #[error(
         "the token's issuer uses trust domain {0}, which is this cluster's own: one of the two must be set up with another"
     )]
     OwnTrustDomain(TrustDomain),
@@ -179,6 +184,7 @@ impl JoinError {
                 _ => "token_unknown",
             },
             Self::HasMembers(_) => "has_members",
+            Self::Rotated => "rotated",
             Self::OwnTrustDomain(_) => "own_trust_domain",
             Self::Unreachable { .. } => "unreachable",
             Self::Pin { .. } => "pin",

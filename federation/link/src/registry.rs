@@ -13,6 +13,7 @@ use std::{
 };
 
 use federation_model::{ClusterId, ClusterName, Message, Timestamp, VerifiedPeer};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -59,6 +60,8 @@ pub(crate) struct Health {
 #[derive(Clone, Debug)]
 pub(crate) struct Standing {
     pub(crate) peer: VerifiedPeer,
+    /// The chain by which it was proved: after a renewal, the successor's.
+    pub(crate) chain: Arc<[CertificateDer<'static>]>,
     pub(crate) deadline: Timestamp,
     /// When a successor shall be dialled: half of what was left when this was set.
     pub(crate) renew_at: Timestamp,
@@ -72,8 +75,6 @@ pub(crate) struct Session {
     pub(crate) name: ClusterName,
     pub(crate) direction: Direction,
     pub(crate) connection: quinn::Connection,
-    /// When the chain that this very connection showed ends; renewal moves the deadline, not this.
-    pub(crate) chain_end: Timestamp,
     /// What the two ends of this connection alone know: how a successor names it.
     pub(crate) exporter: [u8; 32],
     /// Whether the peer reads receipts.
@@ -116,15 +117,13 @@ impl Session {
     }
 
     /// Moves the deadline to what a successor proved; never back.
-    pub(crate) fn renew(&self, peer: &VerifiedPeer, deadline: Timestamp, now: Timestamp) -> bool {
+    pub(crate) fn renew(&self, next: Standing) -> bool {
         let mut standing = lock(&self.standing);
-        if standing.peer.id() != peer.id() {
+        if standing.peer.id() != next.peer.id() {
             return false;
         }
-        if deadline > standing.deadline {
-            standing.deadline = deadline;
-            standing.peer = peer.clone();
-            standing.renew_at = half_way(now, deadline);
+        if next.deadline > standing.deadline {
+            *standing = next;
         }
         true
     }

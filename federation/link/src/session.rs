@@ -18,6 +18,7 @@ use federation_identity::now;
 use federation_model::{Member, Message, Snapshot, Timestamp, VerifiedPeer};
 use proto::federation::{Hello, HelloAck, OpenReplication};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
+use rustls::pki_types::CertificateDer;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::Instrument;
 
@@ -50,9 +51,22 @@ pub(crate) struct Streams {
 /// Who the peer is, as this very connection proves, and how long that holds.
 struct Proved {
     peer: VerifiedPeer,
+    chain: Arc<[CertificateDer<'static>]>,
     member: Member,
     exporter: [u8; 32],
     deadline: Timestamp,
+}
+
+impl Proved {
+    /// What a session stands on by this.
+    fn standing(&self) -> Standing {
+        Standing {
+            peer: self.peer.clone(),
+            chain: Arc::clone(&self.chain),
+            deadline: self.deadline,
+            renew_at: half_way(now(), self.deadline),
+        }
+    }
 }
 
 /// Identity before anything else: a chain of a member's edge, under that member's own bundle.
@@ -80,7 +94,7 @@ fn prove(
     let exporter = endpoint::exporter(connection, EXPORTER_LABEL);
     let exporter = exporter.ok_or_else(|| refuse("exporter", "the connection exports no key".into()))?;
     let deadline = peer.not_after().min(own_end);
-    let proved = Proved { peer, member: member.clone(), exporter, deadline };
+    let proved = Proved { peer, chain: chain.into(), member: member.clone(), exporter, deadline };
     Ok((proved, snapshot))
 }
 
@@ -237,7 +251,7 @@ fn is_worth_it(deadline: Timestamp, renews: &[Arc<Session>]) -> bool {
 /// Both sides verified the same identities again: the sessions named go on until the new deadline.
 fn renew(sessions: &[Arc<Session>], proved: &Proved) {
     for session in sessions.iter().filter(|session| session.member == proved.member.id) {
-        if session.renew(&proved.peer, proved.deadline, now()) {
+        if session.renew(proved.standing()) {
             ::metrics::counter!(metrics::RENEWALS).increment(1);
             tracing::debug!(cluster = %session.name, number = session.number, "session renewed by its successor");
         }
@@ -270,19 +284,19 @@ fn start(
     let (replication, replication_queue) = mpsc::channel::<Message>(REPLICATION_QUEUE);
     // Two streams of ours besides the tunnels: control and replication.
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(shared.limits.tunnels_max.saturating_add(2)));
-    let Proved { peer, member, exporter, deadline } = proved;
+    let standing = proved.standing();
+    let Proved { member, exporter, .. } = proved;
     let session = Arc::new(Session {
         number: shared.registry.next_number(),
         member: member.id,
         name: member.name.clone(),
         direction,
         connection,
-        chain_end: peer.not_after(),
         exporter,
         reads_receipts: features.iter().any(|feature| feature == receipts::FEATURE),
         control,
         replication,
-        standing: Mutex::new(Standing { peer, deadline, renew_at: half_way(now(), deadline) }),
+        standing: Mutex::new(standing),
         health: Mutex::new(Health { rtt: None, clock_offset_ms: None, answered: Instant::now(), skew_told: false }),
         tunnels: Arc::new(AtomicU32::new(0)),
         ending: Mutex::new(None),

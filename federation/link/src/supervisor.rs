@@ -121,10 +121,10 @@ fn recheck(shared: &Shared) {
     let snapshot = shared.snapshot.borrow().clone();
     let active = |session: &Session| snapshot.as_ref().is_none_or(|held| held.members.is_active(&session.member));
     for session in shared.registry.all().into_iter().filter(|session| active(session)) {
-        let chain = endpoint::peer_chain(&session.connection);
-        // A renewed session may have outlived its first chain: its end is the deadline's business, its root is ours.
-        let at = now().min(session.chain_end.before(Duration::from_millis(1)));
-        if let Err(error) = shared.verifier.session_peer(&chain, at) {
+        // A renewed session stands on its successor's chain. That one's end is the deadline's business, its root is ours.
+        let standing = lock(&session.standing).clone();
+        let at = now().min(standing.peer.not_after().before(Duration::from_millis(1)));
+        if let Err(error) = shared.verifier.session_peer(&standing.chain, at) {
             tracing::warn!(cluster = %session.name, %error, "session ends: its identity is no longer believed");
             session.close(code::REFUSED, "identity");
         }

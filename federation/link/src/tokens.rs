@@ -5,7 +5,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use federation_identity::{join::ProofKey, now, sha256, stranger, token as random};
+use federation_identity::{join::ProofKey, now, stranger, token as random};
 use federation_model::{
     BAD_PROOFS_MAX, ClusterId, ClusterName, Digest, JoinToken, TOKEN_TTL_MAX, TOKENS_OPEN_MAX, Timestamp, TokenId,
 };
@@ -166,15 +166,17 @@ pub(crate) async fn all(shared: &Shared) -> Result<Vec<Held>, StoreError> {
     Ok(tokens)
 }
 
-/// The pin of this cluster's root: SHA-256 of its public key.
+/// The pin of the root that this edge shows: SHA-256 of its public key.
 ///
 /// # Errors
-/// There is no SVID yet, or its chain does not show the root of the candidate.
+/// There is no SVID yet, or its chain does not show a root of this cluster's bundle.
 pub(crate) fn own_pin(shared: &Shared) -> Result<Digest, String> {
     let svid = shared.live_svid.get().ok_or("this edge has no SVID yet")?;
     let own = stranger(svid.chain(), now()).map_err(|error| error.to_string())?;
-    if sha256(&own.root_der) != sha256(&shared.candidate.root) {
-        return Err("the edge's SVID shows another root than this cluster's".into());
+    let snapshot = shared.snapshot.borrow();
+    let bundle = snapshot.as_ref().and_then(|held| held.bundles.get(&shared.candidate.trust_domain));
+    if !bundle.is_some_and(|bundle| bundle.roots.contains(&own.root_der)) {
+        return Err("the edge's SVID shows a root that is not in this cluster's trust bundle".into());
     }
     Ok(own.root_pin)
 }

@@ -226,11 +226,72 @@ pub trait System: Send + Sync + 'static {
     /// The authority's certificates and the edge's own.
     fn certificates(&self) -> Vec<Certificate>;
 
+    /// SHA-256 of the public key (SPKI DER) of the root that the edge shows: what workload tokens pin.
+    ///
+    /// # Errors
+    /// It has no SVID.
+    fn pin(&self) -> Result<Digest, Refusal>;
+
+    /// The rotation of the root that is under way, or the last one.
+    fn rotation(&self) -> BoxFuture<'_, Result<Option<Rotation>, Refusal>>;
+
+    /// Starts a rotation of the root, or goes on with the one under way; it no longer waits for the members `without`.
+    fn rotate_root(&self, without: Vec<ClusterId>, author: String) -> BoxFuture<'_, Result<Rotation, Refusal>>;
+
+    /// Gives up the rotation under way.
+    ///
+    /// # Errors
+    /// There is none, or the new root signs already.
+    fn abort_rotation(&self, author: String) -> BoxFuture<'_, Result<Rotation, Refusal>>;
+
     /// What a person should know, each one sentence: damaged rows, alarms. Empty when all is well.
     fn problems(&self) -> Vec<String>;
 
     /// The program's own checks: store, listeners, keys.
     fn checks(&self) -> BoxFuture<'_, Vec<Check>>;
+}
+
+/// How far a rotation of the root is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RotationPhase {
+    /// The new root is made and not published yet.
+    Prepared,
+    /// It is published, and not every member has said that it knows it.
+    Published,
+    /// It signs; SVIDs by the old root live.
+    Signing,
+    /// The old root is gone.
+    Retired,
+    /// The new root is gone.
+    Aborted,
+}
+
+impl RotationPhase {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Prepared => "prepared",
+            Self::Published => "published",
+            Self::Signing => "signing",
+            Self::Retired => "retired",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+/// A rotation of the root.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    pub phase: RotationPhase,
+    pub started_at: Timestamp,
+    /// Who started it.
+    pub author: String,
+    /// Who knows the new root, and who has not said so. Nobody once it ended.
+    pub enforcement: Enforcement,
+    /// Members for which it does not wait.
+    pub without: Vec<ClusterId>,
+    /// While signing: when the last SVID by the old root ends.
+    pub old_until: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
 }
 
 /// A certificate of this cluster.

@@ -1,5 +1,6 @@
 //! What an operator can do: one method a request, each in the file of its noun.
 
+mod certs;
 mod checks;
 mod law;
 mod links;
@@ -138,7 +139,17 @@ impl Manage for Service {
     }
 
     async fn cert_status(&self, _: Request<wire::CertStatusRequest>) -> Reply<wire::CertStatusReply> {
-        Ok(Response::new(self.0.cert_status()))
+        Ok(Response::new(self.0.cert_status().await?))
+    }
+
+    async fn rotate_root(&self, request: Request<wire::RotateRootRequest>) -> Reply<wire::RotationReply> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.rotate_root(request.into_inner(), author).await?))
+    }
+
+    async fn abort_rotation(&self, request: Request<wire::AbortRotationRequest>) -> Reply<wire::RotationReply> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.abort_rotation(author).await?))
     }
 
     async fn check(&self, _: Request<wire::CheckRequest>) -> Reply<wire::CheckReply> {
@@ -225,7 +236,7 @@ impl Shared {
             secret: fresh.secret,
             cluster: self.settings.cluster.clone(),
             trust_domain: self.settings.trust_domain.clone(),
-            pin: self.settings.pin,
+            pin: self.system.pin()?,
             account: account.clone(),
             expires_at: fresh.expires_at,
         };
@@ -293,32 +304,6 @@ impl Shared {
                 .collect(),
             why,
         })
-    }
-
-    fn cert_status(&self) -> wire::CertStatusReply {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let certificates = self.system.certificates().into_iter().map(|certificate| wire::Certificate {
-            kind: certificate.kind.to_owned(),
-            spiffe_id: certificate.spiffe_id.to_string(),
-            serial: hex(&certificate.serial),
-            not_before_ms: certificate.not_before.as_millis(),
-            not_after_ms: certificate.not_after.as_millis(),
-            key: certificate.key_sha256.to_string(),
-        });
-        let snapshot = self.ready().ok();
-        let bundles = snapshot.iter().flat_map(|snapshot| {
-            snapshot.bundles.iter().map(|bundle| wire::BundleStatus {
-                cluster: snapshot
-                    .members
-                    .by_trust_domain(&bundle.trust_domain)
-                    .map_or_else(String::new, |member| member.name.to_string()),
-                trust_domain: bundle.trust_domain.to_string(),
-                sequence: bundle.sequence,
-                roots: count(bundle.roots.len()),
-                sha256: bundle.roots.iter().map(|root| federation_identity::sha256(root).to_string()).collect(),
-            })
-        });
-        wire::CertStatusReply { certificates: certificates.collect(), bundles: bundles.collect() }
     }
 }
 

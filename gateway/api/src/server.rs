@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
 use federation_identity::{Signer, Verifier};
-use federation_model::{AccountRef, ClusterId, ClusterName, Digest, RecordId, Snapshot, TrustDomain};
+use federation_model::{AccountRef, ClusterId, ClusterName, RecordId, Snapshot, TrustDomain};
 use federation_store::Store;
 use gateway_dns::Addresses;
 use proto::{
@@ -54,8 +54,6 @@ pub struct Settings {
     pub cluster: ClusterName,
     pub cluster_id: ClusterId,
     pub trust_domain: TrustDomain,
-    /// SHA-256 of the public key (SPKI DER) of the cluster's root: what workload tokens pin.
-    pub pin: Digest,
     /// Shown by `status`.
     pub version: String,
     /// `host:port` that sidecars are told for the mesh listener.

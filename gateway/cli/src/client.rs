@@ -150,6 +150,8 @@ impl Client {
         intention_list: list_intentions(ListIntentionsRequest) -> IntentionList;
         /// Certificates and trust bundles.
         cert_status: cert_status(CertStatusRequest) -> CertStatusReply;
+        /// Gives up the rotation of the root.
+        abort_rotation: abort_rotation(AbortRotationRequest) -> RotationReply;
         /// Reads the configuration again.
         reload: reload(ReloadRequest) -> ReloadReply;
     }
@@ -205,6 +207,12 @@ impl Client {
     pub async fn cluster_leave(&self) -> Result<manage::LeaveFederationReply, ClientError> {
         let request = manage::LeaveFederationRequest {};
         Ok(self.0.clone().leave_federation(limited(request, 2 * REQUEST_LIMIT)).await?.into_inner())
+    }
+
+    /// Starts a rotation of the root, or goes on with it; it does not wait for the members `without`.
+    pub async fn rotate_root(&self, without: &[String]) -> Result<manage::RotationReply, ClientError> {
+        let request = manage::RotateRootRequest { without: without.to_vec() };
+        Ok(self.0.clone().rotate_root(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
 
     /// Issues a one-time token for a workload, `account[.namespace]`, that works for 15 minutes.

@@ -1,5 +1,7 @@
 //! Runs one verb: asks the gateway, prints the answer, and says with its exit code how it went.
 
+mod cert;
+
 use std::time::Duration;
 
 use serde::Serialize;
@@ -8,8 +10,8 @@ use tokio::time::{Instant, sleep};
 use crate::{
     Client, ClientError, Format, Globals, Operator, Terminal, exit, format, show,
     verbs::{
-        ActionArg, CertVerb, ClusterVerb, DnsQuestion, IntentionVerb, LayerArg, LinkVerb, Member, Output, Pair,
-        ServiceVerb, WorkloadVerb, command,
+        ActionArg, ClusterVerb, DnsQuestion, IntentionVerb, LayerArg, LinkVerb, Member, Output, Pair, ServiceVerb,
+        WorkloadVerb, command,
     },
 };
 
@@ -77,11 +79,7 @@ async fn perform(
         Operator::Service(verb) => service(verb, globals, terminal).await,
         Operator::Intention(verb) => intention(verb, globals, terminal).await,
         Operator::Dns(question) => dns(question, globals, terminal).await,
-        Operator::Cert(CertVerb::Status(output)) => {
-            let reply = connect().await?.cert_status().await?;
-            print(terminal, output, &reply, |terminal| show::certificates(&reply, terminal.now))?;
-            Ok(exit::DONE)
-        }
+        Operator::Cert(verb) => cert::run(verb, &globals.socket, terminal).await,
         Operator::Check(output) => {
             let reply = connect().await?.check().await?;
             print(terminal, output, &reply, |terminal| show::checks(&reply, |code, text| terminal.paint(code, text)))?;

@@ -251,7 +251,34 @@ pub(crate) fn certificates(reply: &manage::CertStatusReply, now: SystemTime) -> 
             ]
         }),
     );
-    format!("{certificates}\n{bundles}")
+    let rotation = reply.rotation.as_ref().map_or_else(String::new, |one| format!("\n{}", rotation(one, now)));
+    format!("{certificates}\n{bundles}{rotation}")
+}
+
+/// One line on where the rotation is, and one for each member that has not acknowledged it.
+pub(crate) fn rotation(rotation: &manage::Rotation, now: SystemTime) -> String {
+    let started = format!("started by {} {}", rotation.author, moment(rotation.started_at_ms, now));
+    let acknowledged =
+        format!("{} of {} members have acknowledged the new root", rotation.acknowledged, rotation.members);
+    let line = match rotation.phase.as_str() {
+        "published" => format!("{acknowledged}; it signs once all have"),
+        "signing" => {
+            format!("the new root signs; the old one's last SVID ends {}", moment(rotation.old_until_ms, now))
+        }
+        "retired" => format!("the old root is gone, {}", moment(rotation.ended_at_ms, now)),
+        "aborted" => format!("given up {}; the old root signs on", moment(rotation.ended_at_ms, now)),
+        _ => "the new root is made and not published yet".to_owned(),
+    };
+    let mut shown = format!("rotation of the root: {} ({started}): {line}\n", rotation.phase);
+    for laggard in &rotation.behind {
+        let age = match laggard.data_age_ms {
+            0 => "nothing is known of it".to_owned(),
+            age => format!("{} s behind", age.div_ceil(1000)),
+        };
+        let out = if rotation.without.contains(&laggard.cluster) { ", left out" } else { "" };
+        shown += &format!("  {}: {age}{out}\n", laggard.cluster);
+    }
+    shown.lines().map(|line| crate::format::clean(line) + "\n").collect()
 }
 
 /// One line per check, and under a bad one what to do. `paint` gives a colour to a mark.

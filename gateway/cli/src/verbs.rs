@@ -357,8 +357,24 @@ pub struct DnsQuestion {
 /// `hanse cert …`
 #[derive(Debug, Clone, Subcommand)]
 pub enum CertVerb {
-    /// This cluster's certificates and every member's trust bundle.
+    /// This cluster's certificates, every member's trust bundle, and the rotation of the root.
     Status(Output),
+    /// Rotates this cluster's root: a new one is published, every member acknowledges it, then it signs, and the old one
+    /// goes once its last SVID has ended. Goes on with a rotation that is under way.
+    RotateRoot {
+        /// Do not wait for this member, which may be away; until the old root goes it is served by a chain that it
+        /// knows.
+        #[arg(long, value_name = "CLUSTER", value_delimiter = ',')]
+        without: Vec<String>,
+        /// Give the rotation up, while the new root does not sign yet.
+        #[arg(long, conflicts_with_all = ["without", "wait"])]
+        abort: bool,
+        /// Return once the old root is gone.
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 /// The whole command with the operator's verbs alone; the executable adds its programs beside them.

@@ -166,7 +166,16 @@ answers! {
         answers: vec!["127.64.0.1".into()],
         why: "it is visible here".into(),
     };
-    cert_status(CertStatusRequest) -> CertStatusReply: |_, _| wire::CertStatusReply::default();
+    cert_status(CertStatusRequest) -> CertStatusReply: |_, _| wire::CertStatusReply {
+        rotation: Some(rotation("retired", NOW_MS)),
+        ..wire::CertStatusReply::default()
+    };
+    rotate_root(RotateRootRequest) -> RotationReply: |_, _| wire::RotationReply {
+        rotation: Some(rotation("published", 0)),
+    };
+    abort_rotation(AbortRotationRequest) -> RotationReply: |_, _| wire::RotationReply {
+        rotation: Some(rotation("aborted", NOW_MS)),
+    };
     check(CheckRequest) -> CheckReply: |gateway, _| wire::CheckReply {
         results: vec![wire::CheckResult {
             id: "link.handshake".into(),
@@ -179,6 +188,21 @@ answers! {
     };
     reload(ReloadRequest) -> ReloadReply: |_, _| wire::ReloadReply { changed: vec!["log.level".into()] };
     set_log_level(SetLogLevelRequest) -> SetLogLevelReply: |_, asked| wire::SetLogLevelReply { level: asked.level.clone() };
+}
+
+/// East knows the new root, onprem does not.
+fn rotation(phase: &str, ended_at_ms: u64) -> wire::Rotation {
+    wire::Rotation {
+        phase: phase.into(),
+        started_at_ms: NOW_MS,
+        author: "ada".into(),
+        acknowledged: 2,
+        members: 3,
+        behind: vec![wire::Laggard { cluster: "onprem".into(), data_age_ms: 40_000 }],
+        without: vec!["onprem".into()],
+        old_until_ms: 0,
+        ended_at_ms,
+    }
 }
 
 /// A running server; ends with it.
@@ -391,6 +415,12 @@ async fn every_other_verb_answers() {
         ("intention allow web.shop payments.billing", "web.shop.east"),
         ("intention delete web.shop payments.billing --layer rule", "deleted"),
         ("cert status", "TRUST DOMAIN"),
+        ("cert status", "rotation of the root: retired"),
+        ("cert rotate-root --without onprem", "published"),
+        ("cert rotate-root", "2 of 3 members have acknowledged"),
+        ("cert rotate-root", "onprem: 40 s behind, left out"),
+        ("cert rotate-root --wait", "retired"),
+        ("cert rotate-root --abort", "given up"),
         ("reload", "log.level"),
         ("log debug", "debug"),
         ("version", "hanse 0."),
@@ -410,6 +440,7 @@ async fn every_other_verb_answers() {
         r#"ExportServiceRequest { service: "payments.billing", to: [], nobody: true }"#,
         r#"layer: "rule", action: "" }"#,
         r#"ListLinksRequest { cluster: "west" }"#,
+        r#"RotateRootRequest { without: ["onprem"] }"#,
     ] {
         assert!(asked.contains(wanted), "{wanted}\nnot in\n{asked}");
     }

@@ -27,6 +27,7 @@ use crate::{
     keys,
     page::Page,
     relays::Relays,
+    rotation::{self, Rotation},
     signer, svid,
 };
 
@@ -165,7 +166,6 @@ async fn edge(config: &Path) -> Result<()> {
         cluster: settings.cluster.clone(),
         cluster_id: own,
         trust_domain: settings.trust_domain.clone(),
-        pin: authority.root_pin(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         mesh_endpoint: told(&settings.mesh.advertise, &mesh)?,
         discovery_endpoint: told(&settings.discovery.advertise, &discovery)?,
@@ -173,12 +173,21 @@ async fn edge(config: &Path) -> Result<()> {
         operators: Vec::new(),
         workloads: settings.workloads.clone(),
     };
+    let rotation = Rotation::new(rotation::Inputs {
+        signer: Arc::clone(&remote),
+        store: Arc::clone(&store),
+        ground: Arc::new(link.clone()),
+        live: live.clone(),
+        edge: edge_id.clone(),
+        svid_ttl: settings.svid_ttl,
+    });
+    tasks.spawn(Arc::clone(&rotation).run(stop.clone()));
     let (ttl, admin_hosts) = (settings.svid_ttl, settings.admin_hosts.clone());
     let program = Program {
         config: config.to_owned(),
         settings,
         log,
-        authority,
+        rotation,
         live: live.clone(),
         store: Arc::clone(&store),
         reloaded,

@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use federation_identity::{Authority, LiveSvid, SignerError, sha256};
+use federation_identity::{LiveSvid, SignerError, sha256};
 use federation_link::{Link, WriteError};
 use federation_model::{
-    Audience, Body, ClusterId, ClusterName, ConnectionId, Enforcement, RecordId, Records, Snapshot, VerifiedPeer,
+    Audience, Body, ClusterId, ClusterName, ConnectionId, Digest, Enforcement, RecordId, Records, Snapshot,
+    VerifiedPeer,
 };
 use federation_store::Store;
 use gateway_admin::telemetry::LogControl;
@@ -16,7 +17,7 @@ use gateway_api::{
 use gateway_proxy::Proxy;
 use tokio::{sync::watch, time::Instant};
 
-use crate::config::Settings;
+use crate::{config::Settings, rotation::Rotation};
 
 /// The federation, as the API sees it.
 pub(crate) struct Federation(pub(crate) Link);
@@ -218,7 +219,7 @@ pub(crate) struct Program {
     pub(crate) config: PathBuf,
     pub(crate) settings: Settings,
     pub(crate) log: LogControl,
-    pub(crate) authority: Authority,
+    pub(crate) rotation: Arc<Rotation>,
     pub(crate) live: LiveSvid,
     pub(crate) store: Arc<dyn Store>,
     /// What a reload changed, for whoever acts on it.
@@ -256,7 +257,8 @@ impl System for Program {
     }
 
     fn certificates(&self) -> Vec<Certificate> {
-        let authority = self.authority.certificates().clone().into_iter().map(|certificate| Certificate {
+        let authority = self.rotation.authority().ok();
+        let authority = authority.iter().flat_map(|held| held.certificates().clone()).map(|certificate| Certificate {
             kind: certificate.kind,
             spiffe_id: certificate.spiffe_id,
             serial: certificate.serial,
@@ -273,6 +275,26 @@ impl System for Program {
             key_sha256: sha256(svid.public_key()),
         });
         authority.chain(edge).collect()
+    }
+
+    fn pin(&self) -> Result<Digest, Refusal> {
+        self.rotation.pin()
+    }
+
+    fn rotation(&self) -> BoxFuture<'_, Result<Option<gateway_api::Rotation>, Refusal>> {
+        Box::pin(self.rotation.status())
+    }
+
+    fn rotate_root(
+        &self,
+        without: Vec<ClusterId>,
+        author: String,
+    ) -> BoxFuture<'_, Result<gateway_api::Rotation, Refusal>> {
+        Box::pin(self.rotation.start(without, author))
+    }
+
+    fn abort_rotation(&self, author: String) -> BoxFuture<'_, Result<gateway_api::Rotation, Refusal>> {
+        Box::pin(async move { self.rotation.abort(&author).await })
     }
 
     fn problems(&self) -> Vec<String> {

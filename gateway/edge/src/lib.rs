@@ -14,6 +14,7 @@ mod dial;
 mod keys;
 mod page;
 mod relays;
+mod rotation;
 mod signer;
 mod supervise;
 mod svid;

@@ -6,7 +6,7 @@ use federation_model::{
     Candidate, ClusterName, Digest, ReplicationKey, Role, SealingKey, SpiffeId, Timestamp, TrustBundle, TrustDomain,
 };
 
-use super::{AuthorityError, IssueError, SVID_TTL_MAX, SVID_TTL_MIN};
+use super::{Above, AuthorityError, IssueError, RotationStage, SVID_TTL_MAX, SVID_TTL_MIN};
 use crate::{certificate::Certificate, cluster_id, csr::requested_key, sha256, verifier::check_root};
 
 /// One certificate of the authority, for `cert status`.
@@ -23,13 +23,25 @@ pub struct CertificateSummary {
     pub key_sha256: Digest,
 }
 
+/// The certificates of an authority, DER.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Roots {
+    /// The one that signs.
+    pub(crate) root: Vec<u8>,
+    pub(crate) intermediate: Vec<u8>,
+    /// The one that the cluster's id was made of; empty while it is the one that signs.
+    pub(crate) first: Vec<u8>,
+    /// Prepared, and not signing yet.
+    pub(crate) next: Option<Vec<u8>>,
+    pub(crate) above: Option<Above>,
+}
+
 /// A cluster's authority without its private keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
     domain: TrustDomain,
     name: ClusterName,
-    root_der: Vec<u8>,
-    intermediate_der: Vec<u8>,
+    roots: Roots,
     replication_key: ReplicationKey,
     sealing_key: SealingKey,
     summaries: [CertificateSummary; 2],
@@ -41,44 +53,58 @@ impl Authority {
     pub(crate) fn new(
         domain: &TrustDomain,
         name: &ClusterName,
-        root_der: Vec<u8>,
-        intermediate_der: Vec<u8>,
+        roots: Roots,
         replication_key: ReplicationKey,
         sealing_key: SealingKey,
     ) -> Result<Self, AuthorityError> {
         let unusable = |what| AuthorityError::Unusable { what };
-        let root = summary("root", domain, &root_der).ok_or(unusable("root certificate"))?;
+        let root = summary("root", domain, &roots.root).ok_or(unusable("root certificate"))?;
         let intermediate =
-            summary("intermediate", domain, &intermediate_der).ok_or(unusable("intermediate certificate"))?;
+            summary("intermediate", domain, &roots.intermediate).ok_or(unusable("intermediate certificate"))?;
+        let others = roots.next.iter().chain(roots.above.iter().flat_map(|above| [&above.cross, &above.root]));
+        if others.chain([&roots.first]).any(|der| !der.is_empty() && check_root(domain, der).is_err()) {
+            return Err(unusable("certificate of a rotation"));
+        }
         Ok(Self {
             domain: domain.clone(),
             name: name.clone(),
-            root_der,
-            intermediate_der,
+            roots,
             replication_key,
             sealing_key,
             summaries: [root, intermediate],
         })
     }
 
-    /// What this cluster says of itself when it founds or joins.
+    /// What this cluster says of itself when it founds or joins: always its first root, of which its id is made.
     pub fn candidate(&self) -> Candidate {
+        let root = if self.roots.first.is_empty() { &self.roots.root } else { &self.roots.first };
         Candidate {
-            id: cluster_id(&self.root_der, &self.replication_key),
+            id: cluster_id(root, &self.replication_key),
             name: self.name.clone(),
             trust_domain: self.domain.clone(),
-            root: self.root_der.clone(),
+            root: root.clone(),
             replication_key: self.replication_key,
             sealing_key: self.sealing_key,
         }
     }
 
-    /// This cluster's trust bundle, as the `sequence`-th publication.
+    /// This cluster's trust bundle, as the `sequence`-th publication: every root of its own, the older first.
     pub fn bundle(&self, sequence: u64) -> TrustBundle {
-        TrustBundle { trust_domain: self.domain.clone(), sequence, roots: vec![self.root_der.clone()] }
+        let above = self.roots.above.iter().map(|above| &above.root);
+        let roots = above.chain([&self.roots.root]).chain(&self.roots.next).cloned().collect();
+        TrustBundle { trust_domain: self.domain.clone(), sequence, roots }
     }
 
-    /// SHA-256 of the root's public key (SPKI DER): what tokens pin.
+    /// How far the rotation of the root is.
+    pub fn stage(&self) -> RotationStage {
+        match (&self.roots.next, &self.roots.above) {
+            (Some(_), _) => RotationStage::Prepared,
+            (None, Some(_)) => RotationStage::Turned,
+            (None, None) => RotationStage::Settled,
+        }
+    }
+
+    /// SHA-256 of the public key (SPKI DER) of the root that signs.
     pub fn root_pin(&self) -> Digest {
         let [root, _] = &self.summaries;
         root.key_sha256
@@ -90,11 +116,19 @@ impl Authority {
     }
 
     pub(crate) fn root_der(&self) -> &[u8] {
-        &self.root_der
+        &self.roots.root
     }
 
     pub(crate) fn intermediate_der(&self) -> &[u8] {
-        &self.intermediate_der
+        &self.roots.intermediate
+    }
+
+    pub(crate) fn above(&self) -> Option<&Above> {
+        self.roots.above.as_ref()
+    }
+
+    pub(crate) fn roots(&self) -> &Roots {
+        &self.roots
     }
 
     /// Judges a request for an SVID as far as that needs no key: DER of the SubjectPublicKeyInfo to be signed.

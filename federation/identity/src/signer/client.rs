@@ -18,10 +18,10 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::{
     ANSWER_LIMIT, MESSAGE_BYTES_MAX, START_LIMIT, SignerError, Verb, monotonic,
-    wire::{Answer, Ask, Nothing, Public, Refused, Reply, Request, Sealed, SvidRequest, Why},
+    wire::{Answer, Ask, Nothing, Public, Refused, Reply, Request, Rotate, Sealed, Step, SvidRequest, Why},
 };
 use crate::{
-    Authority, IssueError, Issued, Signer,
+    Authority, IssueError, Issued, RotationStep, Signer,
     seal::{SEALED_BYTES_MAX, SealError, UnsealError},
     token,
 };
@@ -91,7 +91,7 @@ impl RemoteSigner {
         let Answer::Made(made) = self.ask(&Ask::Make(Nothing {}), START_LIMIT)? else {
             return Err(SignerError::Unreadable);
         };
-        let authority = self.authority(made.public.ok_or(SignerError::Unreadable)?)?;
+        let authority = self.authority(*made.public.ok_or(SignerError::Unreadable)?)?;
         *lock(&self.held) = Some((authority.clone(), made.sealed.clone()));
         Ok((authority, made.sealed))
     }
@@ -104,9 +104,28 @@ impl RemoteSigner {
         let Answer::Opened(public) = self.ask(&Ask::Open(sealed.to_vec()), START_LIMIT)? else {
             return Err(SignerError::Unreadable);
         };
-        let authority = self.authority(public)?;
+        let authority = self.authority(*public)?;
         *lock(&self.held) = Some((authority.clone(), sealed.to_vec()));
         Ok(authority)
+    }
+
+    /// Has the keys that are held take a step of a rotation: the authority after it, and its sealed keys. They are in
+    /// use once they were kept and then given to [`RemoteSigner::open`].
+    ///
+    /// # Errors
+    /// The rotation is not where this step begins, or there is no signer to ask.
+    pub fn rotate(&self, step: RotationStep) -> Result<(Authority, Vec<u8>), SignerError> {
+        let (_, sealed) = lock(&self.held).clone().ok_or(SignerError::Locked)?;
+        let request = Rotate { sealed, step: Step::from(step).into() };
+        let Answer::Made(made) = self.ask(&Ask::Rotate(request), ANSWER_LIMIT)? else {
+            return Err(SignerError::Unreadable);
+        };
+        Ok((self.authority(*made.public.ok_or(SignerError::Unreadable)?)?, made.sealed))
+    }
+
+    /// The authority that was made or opened last.
+    pub fn held(&self) -> Option<Authority> {
+        lock(&self.held).as_ref().map(|(authority, _)| authority.clone())
     }
 
     /// Whether the signer answers.
@@ -122,7 +141,7 @@ impl RemoteSigner {
 
     fn authority(&self, public: Public) -> Result<Authority, SignerError> {
         let (replication, sealing) = public.keys().ok_or(SignerError::Unreadable)?;
-        Authority::new(&self.domain, &self.name, public.root, public.intermediate, replication, sealing)
+        Authority::new(&self.domain, &self.name, public.into_roots(), replication, sealing)
             .map_err(|error| SignerError::Refused(error.to_string()))
     }
 
@@ -142,7 +161,7 @@ impl RemoteSigner {
                 let Answer::Opened(public) = channel.ask(&Ask::Open(sealed), limit)? else {
                     return Err(SignerError::Unreadable);
                 };
-                if self.authority(public)? != authority {
+                if self.authority(*public)? != authority {
                     return Err(SignerError::Refused("the keys that it opened are others than before".into()));
                 }
                 channel.ask(ask, limit)

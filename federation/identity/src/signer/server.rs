@@ -97,16 +97,25 @@ impl Server {
             Ask::Make(_) => {
                 let (signer, keys) = LocalSigner::generate(&self.domain, &self.name, now()).map_err(denied)?;
                 let sealed = keys::seal(&self.kek, &keys).map_err(denied)?;
-                let public = Some(signer.authority().into());
+                let public = Some(Box::new(signer.authority().into()));
                 self.signer = Some(signer);
                 Ok(Answer::Made(Made { sealed, public }))
             }
             Ask::Open(sealed) => {
                 let keys = keys::open(&self.kek, &sealed).map_err(denied)?;
                 let signer = LocalSigner::from_keys(&self.domain, &self.name, keys).map_err(denied)?;
-                let public = signer.authority().into();
+                let public = Box::new(signer.authority().into());
                 self.signer = Some(signer);
                 Ok(Answer::Opened(public))
+            }
+            Ask::Rotate(request) => {
+                let step = request.step().known();
+                let step = step.ok_or_else(|| Answer::refused(Why::Unreadable, "no step of this version"))?;
+                let keys = keys::open(&self.kek, &request.sealed).map_err(denied)?;
+                let keys = keys.step(step, &self.domain, &self.name, now()).map_err(denied)?;
+                let sealed = keys::seal(&self.kek, &keys).map_err(denied)?;
+                let signer = LocalSigner::from_keys(&self.domain, &self.name, keys).map_err(denied)?;
+                Ok(Answer::Made(Made { sealed, public: Some(Box::new(signer.authority().into())) }))
             }
             Ask::SignSvid(request) => {
                 let id = request.spiffe_id.parse().map_err(denied)?;

@@ -10,11 +10,11 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use prost::Message;
 
 use super::{
-    wire::{Answer, Ask, Nothing, Reply, Request, Sealed, SvidRequest, Why},
+    wire::{Answer, Ask, Nothing, Reply, Request, Rotate, Sealed, SvidRequest, Why},
     *,
 };
 use crate::{
-    IssueError, LocalSigner, Signer, SvidKey, now,
+    IssueError, LocalSigner, RotationStage, RotationStep, Signer, SvidKey, now,
     seal::{Kek, SealError, UnsealError, seal_to},
 };
 
@@ -246,6 +246,7 @@ fn every_verb_has_a_rate_of_its_own_and_recovers() {
             Verb::Unseal => Ask::Unseal(Sealed::default()),
             Verb::SignReceipt => Ask::SignReceipt(b"receipt".to_vec()),
             Verb::Ping => Ask::Ping(Nothing {}),
+            Verb::Rotate => Ask::Rotate(Rotate::default()),
         };
         let request = Request { id: 1, ask: Some(ask(verb)) }.encode_to_vec();
         let mut busy = |request: &[u8], at: Duration| {
@@ -287,6 +288,31 @@ fn a_message_that_is_too_long_is_refused_on_both_sides() {
     remote.make().expect("the signer goes on");
     assert!(matches!(remote.sign_record(&long), Err(SignerError::TooLong { .. })));
     assert!(remote.sign_record(&long[..MESSAGE_BYTES_MAX - 64]).is_ok(), "the longest message passes");
+}
+
+#[test]
+fn a_rotation_takes_its_steps_apart_and_counts_once_the_keys_are_opened() {
+    let (remote, _served) = pair();
+    let (before, sealed) = remote.make().expect("made");
+    let refused = remote.rotate(RotationStep::TurnOver).expect_err("nothing is prepared");
+    assert!(matches!(&refused, SignerError::Refused(why) if why.contains("no next root")), "{refused}");
+    let (prepared, kept) = remote.rotate(RotationStep::Prepare).expect("prepared");
+    assert_eq!(remote.held(), Some(before.clone()), "until it is opened nothing has changed");
+    assert_eq!(remote.open(&kept).expect("opened"), prepared);
+    let (turned, kept) = remote.rotate(RotationStep::TurnOver).expect("turned");
+    let issued = || {
+        let key = SvidKey::generate();
+        remote.sign_svid(&web(), &key.csr(), Duration::from_secs(60), now()).expect("issued")
+    };
+    assert_eq!(issued().chain.len(), 2);
+    remote.open(&kept).expect("opened");
+    assert_eq!((issued().chain.len(), issued().root), (3, before.candidate().root));
+    assert_eq!(turned.stage(), RotationStage::Turned);
+    let (retired, kept) = remote.rotate(RotationStep::Retire).expect("retired");
+    remote.open(&kept).expect("opened");
+    assert_eq!(issued().root, retired.bundle(1).roots[0]);
+    assert_eq!(retired.candidate(), before.candidate(), "the cluster is the same");
+    remote.open(&sealed).expect("a blob from before any rotation opens");
 }
 
 #[test]

@@ -6,7 +6,10 @@ use prost::Message;
 use zeroize::Zeroizing;
 
 use super::Verb;
-use crate::{Authority, Issued};
+use crate::{
+    Authority, Issued, RotationStep,
+    authority::{Above, Roots},
+};
 
 /// What is asked, and the number by which the answer is found.
 #[derive(Clone, PartialEq, Message)]
@@ -14,7 +17,7 @@ use crate::{Authority, Issued};
 pub(super) struct Request {
     #[prost(uint64, tag = "1")]
     pub(super) id: u64,
-    #[prost(oneof = "Ask", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Ask", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub(super) ask: Option<Ask>,
 }
 
@@ -41,6 +44,9 @@ pub(super) enum Ask {
     /// The serialized receipt.
     #[prost(bytes, tag = "9")]
     SignReceipt(Vec<u8>),
+    /// Answered by [`Answer::Made`].
+    #[prost(message, tag = "10")]
+    Rotate(Rotate),
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -65,6 +71,49 @@ pub(super) struct Sealed {
     pub(super) sealed: Vec<u8>,
 }
 
+/// Sealed keys, and the step that they shall take.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Rotate {
+    #[prost(bytes, tag = "1")]
+    pub(super) sealed: Vec<u8>,
+    #[prost(enumeration = "Step", tag = "2")]
+    pub(super) step: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub(super) enum Step {
+    /// None of this version.
+    Unknown = 0,
+    Prepare = 1,
+    TurnOver = 2,
+    Retire = 3,
+    Abandon = 4,
+}
+
+impl From<RotationStep> for Step {
+    fn from(step: RotationStep) -> Self {
+        match step {
+            RotationStep::Prepare => Self::Prepare,
+            RotationStep::TurnOver => Self::TurnOver,
+            RotationStep::Retire => Self::Retire,
+            RotationStep::Abandon => Self::Abandon,
+        }
+    }
+}
+
+impl Step {
+    pub(super) fn known(self) -> Option<RotationStep> {
+        match self {
+            Self::Unknown => None,
+            Self::Prepare => Some(RotationStep::Prepare),
+            Self::TurnOver => Some(RotationStep::TurnOver),
+            Self::Retire => Some(RotationStep::Retire),
+            Self::Abandon => Some(RotationStep::Abandon),
+        }
+    }
+}
+
 /// The answer to the request of the same number.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
@@ -82,8 +131,8 @@ pub(super) enum Answer {
     Started(Derived),
     #[prost(message, tag = "3")]
     Made(Made),
-    #[prost(message, tag = "4")]
-    Opened(Public),
+    #[prost(message, boxed, tag = "4")]
+    Opened(Box<Public>),
     #[prost(message, tag = "5")]
     Svid(Svid),
     #[prost(bytes, tag = "6")]
@@ -109,8 +158,8 @@ pub(super) struct Derived {
 pub(super) struct Made {
     #[prost(bytes, tag = "1")]
     pub(super) sealed: Vec<u8>,
-    #[prost(message, optional, tag = "2")]
-    pub(super) public: Option<Public>,
+    #[prost(message, optional, boxed, tag = "2")]
+    pub(super) public: Option<Box<Public>>,
 }
 
 /// The authority; name and trust domain both sides know.
@@ -124,6 +173,15 @@ pub(super) struct Public {
     pub(super) replication_key: Vec<u8>,
     #[prost(bytes, tag = "4")]
     pub(super) sealing_key: Vec<u8>,
+    /// Each empty if there is none.
+    #[prost(bytes, tag = "5")]
+    pub(super) first_root: Vec<u8>,
+    #[prost(bytes, tag = "6")]
+    pub(super) next_root: Vec<u8>,
+    #[prost(bytes, tag = "7")]
+    pub(super) cross: Vec<u8>,
+    #[prost(bytes, tag = "8")]
+    pub(super) old_root: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -173,6 +231,7 @@ impl Ask {
             Self::SignReceipt(_) => Verb::SignReceipt,
             Self::Unseal(_) => Verb::Unseal,
             Self::Ping(_) => Verb::Ping,
+            Self::Rotate(_) => Verb::Rotate,
         }
     }
 }
@@ -200,12 +259,17 @@ impl Answer {
 
 impl From<&Authority> for Public {
     fn from(authority: &Authority) -> Self {
-        let candidate = authority.candidate();
+        let (candidate, roots) = (authority.candidate(), authority.roots().clone());
+        let (cross, old_root) = roots.above.map(|above| (above.cross, above.root)).unwrap_or_default();
         Self {
-            root: candidate.root,
-            intermediate: authority.intermediate_der().to_vec(),
+            root: roots.root,
+            intermediate: roots.intermediate,
             replication_key: candidate.replication_key.0.to_vec(),
             sealing_key: candidate.sealing_key.0.to_vec(),
+            first_root: roots.first,
+            next_root: roots.next.unwrap_or_default(),
+            cross,
+            old_root,
         }
     }
 }
@@ -216,6 +280,18 @@ impl Public {
         let replication = self.replication_key.as_slice().try_into().ok()?;
         let sealing = self.sealing_key.as_slice().try_into().ok()?;
         Some((ReplicationKey(replication), SealingKey(sealing)))
+    }
+
+    pub(super) fn into_roots(self) -> Roots {
+        let some = |der: Vec<u8>| Some(der).filter(|der| !der.is_empty());
+        let above = some(self.cross).zip(some(self.old_root));
+        Roots {
+            root: self.root,
+            intermediate: self.intermediate,
+            first: self.first_root,
+            next: some(self.next_root),
+            above: above.map(|(cross, root)| Above { cross, root }),
+        }
     }
 }
 

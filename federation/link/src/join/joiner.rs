@@ -72,7 +72,15 @@ fn check_before(shared: &Shared, token: &JoinToken) -> Result<(), JoinError> {
         return Err(JoinError::OwnTrustDomain(token.issuer_trust_domain.clone()));
     }
     let others = shared.snapshot.borrow().as_ref().map_or(0, |snapshot| snapshot.members.len().saturating_sub(1));
-    if others > 0 { Err(JoinError::HasMembers(others)) } else { Ok(()) }
+    if others > 0 {
+        return Err(JoinError::HasMembers(others));
+    }
+    // An admission names the first root, and only who holds its key could prove it to a stranger.
+    let shown = shared.live_svid.get().and_then(|svid| stranger(svid.chain(), now()).ok());
+    match shown {
+        Some(shown) if shown.root_der != shared.candidate.root => Err(JoinError::Rotated),
+        _ => Ok(()),
+    }
 }
 
 /// The first of the token's endpoints that proves the pinned key.
@@ -258,7 +266,13 @@ fn check_issuer(
         _ => None,
     });
     let named = named.ok_or_else(|| wrong("its law does not name it as a member"))?;
-    if named.root != shown.root_der
+    // Its own newest bundle says which roots it has by now; before the first, its admission does.
+    let bundles = records.iter().filter_map(|record| match &record.value().body {
+        Body::Bundle(bundle) if record.value().writer == issuer => Some(bundle),
+        _ => None,
+    });
+    let roots = bundles.max_by_key(|bundle| bundle.sequence).map_or(std::slice::from_ref(&named.root), |b| &b.roots);
+    if !roots.contains(&shown.root_der)
         || named.trust_domain != token.issuer_trust_domain
         || named.name != token.issuer
         || shown.root_pin != token.issuer_pin

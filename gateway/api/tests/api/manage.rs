@@ -449,6 +449,26 @@ async fn a_check_tries_the_links_and_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_rotation_is_started_and_told_by_names_and_unknown_ones_are_refused() {
+    let (_world, mut client) = two(false).await;
+    let rotate =
+        |without: &[&str]| wire::RotateRootRequest { without: without.iter().map(ToString::to_string).collect() };
+    refused(client.rotate_root(rotate(&["north"])).await, Code::NotFound, "unknown_cluster", "north");
+    refused(client.rotate_root(rotate(&["West!"])).await, Code::InvalidArgument, "bad_name", "");
+    refused(client.rotate_root(rotate(&["west"])).await, Code::InvalidArgument, "own_cluster", "west");
+    refused(client.rotate_root(rotate(&["east"; 257])).await, Code::InvalidArgument, "without", "257");
+    assert_eq!(client.cert_status(wire::CertStatusRequest {}).await.expect("status").into_inner().rotation, None);
+    let told = client.rotate_root(rotate(&["east"])).await.expect("started").into_inner().rotation.expect("told");
+    assert_eq!((told.phase.as_str(), told.acknowledged, told.members), ("published", 0, 1));
+    assert_eq!(told.without, ["east"]);
+    assert_eq!((told.behind[0].cluster.as_str(), told.behind[0].data_age_ms), ("east", 40_000));
+    let status = client.cert_status(wire::CertStatusRequest {}).await.expect("status").into_inner();
+    assert_eq!(status.rotation.expect("told").without, ["east"]);
+    let abort = client.abort_rotation(wire::AbortRotationRequest {}).await;
+    refused(abort, Code::FailedPrecondition, "no_rotation", "no rotation is under way");
+}
+
+#[tokio::test]
 async fn the_rest_of_the_verbs_answer() {
     let (_world, mut client) = two(false).await;
     let status = client.cert_status(wire::CertStatusRequest {}).await.expect("status").into_inner();

@@ -54,6 +54,7 @@ fn a_rule_shows_whether_it_counts_and_who_wrote_it() {
         enforced: 4,
         members: 5,
         behind: vec![manage::Laggard { cluster: "west".into(), data_age_ms: 40_000 }],
+        ..Default::default()
     };
     assert_eq!(
         intentions([&intention], now()),

@@ -19,6 +19,12 @@ fn edge(draft: &mut Draft) {
     draft.show_root = true;
 }
 
+/// While a rotation is turned: the new root's key, certified by the root before for one intermediate and no more.
+fn certified(draft: &mut Draft) {
+    draft.between("new root");
+    draft.between[0].0.put(BASIC, true, seq(&[&TRUE, &[0x02, 0x01, 0x01]]));
+}
+
 fn long_id(bytes: usize) -> String {
     let head = format!("spiffe://{DOMAIN}/ns/a/sa/");
     let fill = "a".repeat(bytes - head.len());
@@ -45,6 +51,19 @@ pub(super) const GOOD: &[Good] = &[
     ("under two intermediates and with its root", |d| {
         d.between("middle");
         d.show_root = true;
+    }),
+    ("under a new root that the one before certified", certified),
+    ("under a new root that the one before certified, with the one before", |d| {
+        certified(d);
+        d.show_root = true;
+    }),
+    ("under a new root that is in force itself, whoever else certified it", |d| {
+        certified(d);
+        d.show_root = true;
+        d.own_root_in_force = false;
+        let (cross, key) = &d.between[0];
+        let new = Spec { issuer: cross.subject.clone(), ..cross.clone() };
+        d.bundle = Some(vec![new.sign(key)]);
     }),
     ("issued by the root itself", |d| {
         d.leaf.issuer = name("root");
@@ -357,6 +376,34 @@ pub(super) const BAD: &[Bad] = &[
     ("more intermediates than a path length allows", "path_length", |d| {
         d.between("middle");
         d.between[0].0.put(BASIC, true, seq(&[&TRUE, &[0x02, 0x01, 0x00]]));
+    }),
+    ("a new root certified by one that is out of force", "unknown_issuer", |d| {
+        certified(d);
+        d.show_root = true;
+        d.own_root_in_force = false;
+        let key = Key::p256();
+        d.bundle = Some(vec![Spec::ca(DOMAIN, "retired", "retired", &key).sign(&key)]);
+    }),
+    ("a new root certified for another domain", "issuer_foreign_domain", |d| {
+        certified(d);
+        d.between[0].0.put(SAN, false, san(&[uri("spiffe://east.mesh.internal")]));
+    }),
+    ("a new root certified with two intermediates below it", "path_length", |d| {
+        certified(d);
+        d.between("lower");
+    }),
+    ("a new root certified by a key that only bears the old root's name", "bad_signature", |d| {
+        certified(d);
+        d.own_root_in_force = false;
+        let key = Key::p256();
+        d.bundle = Some(vec![Spec::ca(DOMAIN, "root", "root", &key).sign(&key)]);
+    }),
+    ("a new root certified after which a third one is shown", "chain_order", |d| {
+        certified(d);
+        d.after = |chain| {
+            let key = Key::p256();
+            chain.push(Spec::ca(DOMAIN, "third", "third", &key).sign(&key));
+        };
     }),
     ("name constraints on URIs", "name_constraints", |d| {
         let permitted = der(0xa0, &seq(&[&der(0x86, b"west.mesh.internal")]));

@@ -11,14 +11,14 @@ use std::{
 
 use federation_identity::{LiveSvid, Svid, SvidKey, Verifier, tls};
 use federation_model::{
-    AccountRef, Audience, Body, ClusterId, ClusterName, ConnectionId, Enforcement, FederationId, MemberState, RecordId,
-    Records, Snapshot, SpiffeId, Stance, TokenId, VerifiedPeer,
+    AccountRef, Audience, Body, ClusterId, ClusterName, ConnectionId, Digest, Enforcement, FederationId, MemberState,
+    RecordId, Records, Snapshot, SpiffeId, Stance, TokenId, VerifiedPeer,
 };
 use federation_store::{Change, Damage, Key, Kind as Rows, Revision, Row, Store, StoreError};
 use gateway_api::{
     Access, Api, BoxFuture, Certificate, Check, CheckState, Connections, Departed, Direction, Inputs, IssuedToken,
-    Joined, Kind, LinkPhase, LinkState, Links, Probed, Refusal, Registry, Settings, System, TokenState, TokenSummary,
-    bind,
+    Joined, Kind, LinkPhase, LinkState, Links, Probed, Refusal, Registry, Rotation, RotationPhase, Settings, System,
+    TokenState, TokenSummary, bind,
 };
 use hyper_util::rt::TokioIo;
 use proto::{
@@ -255,7 +255,11 @@ impl Connections for FakeConnections {
     }
 }
 
-struct FakeSystem;
+struct FakeSystem {
+    pin: Digest,
+    /// Which members the rotation that was started leaves out.
+    rotation: Mutex<Option<Vec<ClusterId>>>,
+}
 
 impl System for FakeSystem {
     fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, Refusal>> {
@@ -287,6 +291,24 @@ impl System for FakeSystem {
         }]
     }
 
+    fn pin(&self) -> Result<Digest, Refusal> {
+        Ok(self.pin)
+    }
+
+    fn rotation(&self) -> BoxFuture<'_, Result<Option<Rotation>, Refusal>> {
+        let held = self.rotation.lock().expect("lock").clone();
+        Box::pin(async { Ok(held.map(rotation)) })
+    }
+
+    fn rotate_root(&self, without: Vec<ClusterId>, _: String) -> BoxFuture<'_, Result<Rotation, Refusal>> {
+        *self.rotation.lock().expect("lock") = Some(without.clone());
+        Box::pin(async { Ok(rotation(without)) })
+    }
+
+    fn abort_rotation(&self, _: String) -> BoxFuture<'_, Result<Rotation, Refusal>> {
+        Box::pin(async { Err(Refusal::new(Kind::State, "no_rotation", "no rotation is under way")) })
+    }
+
     fn problems(&self) -> Vec<String> {
         vec!["row 3 cannot be read".into()]
     }
@@ -302,6 +324,19 @@ impl System for FakeSystem {
                 took: Duration::ZERO,
             }]
         })
+    }
+}
+
+/// One that waits for those whom it does not leave out.
+fn rotation(without: Vec<ClusterId>) -> Rotation {
+    Rotation {
+        phase: RotationPhase::Published,
+        started_at: federation_identity::now(),
+        author: "ada".into(),
+        enforcement: Enforcement { by: Vec::new(), behind: vec![(without[0], Some(Duration::from_secs(40)))] },
+        without,
+        old_until: None,
+        ended_at: None,
     }
 }
 
@@ -382,7 +417,6 @@ impl World {
             cluster: candidate.name.clone(),
             cluster_id: candidate.id,
             trust_domain: candidate.trust_domain.clone(),
-            pin: signer.root_pin(),
             version: "0.1.0".into(),
             mesh_endpoint: "127.0.0.1:1".into(),
             discovery_endpoint: discovery.to_string(),
@@ -394,7 +428,7 @@ impl World {
             settings,
             links: links.clone(),
             connections: connections.clone(),
-            system: Arc::new(FakeSystem),
+            system: Arc::new(FakeSystem { pin: signer.root_pin(), rotation: Mutex::default() }),
             signer,
             store: store.clone(),
             registry: Registry::new(),
