@@ -438,7 +438,7 @@ async fn every_other_verb_answers() {
         r#"RegisterServiceRequest { service: "payments.billing", port: 8080, accounts: [] }"#,
         r#"ExportServiceRequest { service: "payments.billing", to: ["west"], nobody: false }"#,
         r#"ExportServiceRequest { service: "payments.billing", to: [], nobody: true }"#,
-        r#"layer: "rule", action: "" }"#,
+        r#"layer: "rule", action: "", wait_ms: 0 }"#,
         r#"ListLinksRequest { cluster: "west" }"#,
         r#"RotateRootRequest { without: ["onprem"] }"#,
     ] {

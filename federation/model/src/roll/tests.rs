@@ -1,3 +1,5 @@
+//! The roll and the office under test: evictions, approval, leaving, and what each makes count.
+
 use super::*;
 use crate::{
     Digest, Head,
