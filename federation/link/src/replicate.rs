@@ -205,11 +205,7 @@ impl Driver {
                         Err(error) => drop(reply.send(Err(error))),
                     };
                 }
-                Command::Vector { peer, vector } => {
-                    if self.connected.contains_key(&peer) {
-                        pending.add(self.replica.on_vector(peer, vector));
-                    }
-                }
+                Command::Vector { peer, vector } => pending.add(self.replica.on_vector(peer, vector)),
                 Command::Refound { reply } => {
                     let _ = self.flush(std::mem::take(&mut pending)).await;
                     let _ = reply.send(self.refound().await);

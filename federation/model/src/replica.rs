@@ -404,6 +404,8 @@ impl Replica {
     /// A peer said how far it is: it gets what it lacks.
     pub fn on_vector(&mut self, peer: ClusterId, vector: Vector) -> Vec<Effect> {
         if !self.peers.contains_key(&peer) {
+            // It went meanwhile; what it said of this cluster's own logs holds all the same.
+            self.note_claims(peer, &vector);
             return Vec::new();
         }
         let claims_more = self.note_claims(peer, &vector);

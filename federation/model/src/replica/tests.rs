@@ -347,6 +347,18 @@ fn a_place_that_an_uncertain_write_took_is_never_taken_again() {
 }
 
 #[test]
+fn what_a_peer_claimed_of_the_own_log_counts_though_it_went_meanwhile() {
+    let (mut replica, mut east) = single();
+    replica.on_local(east.admit(1, false)).expect("next");
+    replica.on_connected(cluster(1));
+    replica.on_disconnected(cluster(1));
+    let mut vector = Vector::default();
+    vector.set(cluster(0), Audience::Law, 1, Head { seq: 9, digest: Digest([7; 32]) });
+    assert!(replica.on_vector(cluster(1), vector).is_empty());
+    assert_eq!(replica.next_position(Audience::Law).epoch, 2);
+}
+
+#[test]
 fn what_a_peer_claimed_of_the_own_log_outlives_a_failed_write() {
     let (mut replica, mut east) = single();
     replica.on_local(east.admit(1, false)).expect("next");
