@@ -1,5 +1,5 @@
-//! The emulated WAN with real namespaces. Needs root and TUN, so `cargo test` leaves it out; `cargo test -p testbed --test
-//! wan -- --ignored` runs it.
+//! The emulated WAN with real namespaces. Needs root and TUN, so `cargo test` leaves it out; `cargo test -p testbed --features
+//! root --test wan` runs it, and `.ci/run` does.
 
 use std::time::Duration;
 
@@ -19,7 +19,6 @@ fn delay(ms: u64) -> Change {
 }
 
 #[test]
-#[ignore = "needs root and TUN"]
 fn round_trips_take_twice_the_delay_over_ipv4_and_ipv6() -> Result<()> {
     let (wan, a, b) = wan(["delay-a", "delay-b"], &[delay(20)])?;
     for six in [false, true] {
@@ -32,7 +31,6 @@ fn round_trips_take_twice_the_delay_over_ipv4_and_ipv6() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs root and TUN"]
 fn a_cut_of_one_way_a_hole_and_loss_swallow_packets_and_a_reset_heals() -> Result<()> {
     let (wan, a, b) = wan(["holes-a", "holes-b"], &[delay(1)])?;
     let came = |bytes| -> Result<usize> {
@@ -52,7 +50,6 @@ fn a_cut_of_one_way_a_hole_and_loss_swallow_packets_and_a_reset_heals() -> Resul
 }
 
 #[test]
-#[ignore = "needs root and TUN"]
 fn leaves_no_namespace_behind_and_takes_none_that_exists() -> Result<()> {
     let (wan, a, _) = wan(["once-a", "once-b"], &[])?;
     let again = Schedule::new(vec!["once-b".into()], &[], Vec::new())?;
