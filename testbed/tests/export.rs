@@ -10,27 +10,6 @@ const ROOM: &str = "strongroom.vault.west";
 const ROOM_DNS: &str = "strongroom.vault.west.mesh.internal";
 const MARK: &str = "marketplace.open.west";
 
-async fn sees(cluster: &Cluster, service: &str) -> Result<bool> {
-    let services = cluster.list(&["service", "list"], "services").await?;
-    Ok(services.iter().any(|shown| shown["name"] == service))
-}
-
-async fn until_sees(cluster: &Cluster, service: &str, wanted: bool) -> Result<()> {
-    until(&format!("{} sees {service}: {wanted}", cluster.name), CONVERGE, async || {
-        ensure!(sees(cluster, service).await? == wanted, "not yet");
-        Ok(())
-    })
-    .await
-}
-
-/// Whether the mesh DNS of a cluster knows the name; its exit code says the same.
-async fn resolves(cluster: &Cluster) -> Result<bool> {
-    let answer = cluster.ask(&["dns", ROOM_DNS, "-o", "json"]).await?;
-    let found = answer.json()?["rcode"] == "NOERROR";
-    ensure!(answer.code == i32::from(!found), "exit code {} for {}", answer.code, answer.data);
-    Ok(found)
-}
-
 /// Whether a word stands anywhere in what the cluster has on its disk.
 fn keeps(cluster: &Cluster, word: &str) -> Result<bool> {
     fn within(folder: &Path, word: &[u8]) -> Result<bool> {
@@ -60,9 +39,9 @@ async fn show(west: &Cluster, reader: &str) -> Result<()> {
 
 /// A cluster has what west told everybody after that, and nothing of what it told one.
 async fn knows_nothing(cluster: &Cluster) -> Result<()> {
-    until_sees(cluster, MARK, true).await?;
-    ensure!(!sees(cluster, ROOM).await?, "{} lists it", cluster.name);
-    ensure!(!resolves(cluster).await?, "{} resolves it", cluster.name);
+    cluster.until_sees(MARK, true).await?;
+    ensure!(!cluster.sees(ROOM).await?, "{} lists it", cluster.name);
+    ensure!(!cluster.resolves(ROOM_DNS).await?, "{} resolves it", cluster.name);
     let source = format!("web.shop.{}", cluster.name);
     ensure!(cluster.check(&source, ROOM).await? == (false, "unknown_service".into()), "{} knows of it", cluster.name);
     ensure!(keeps(cluster, "marketplace")?, "the search finds nothing at all in {}'s data", cluster.name);
@@ -80,19 +59,19 @@ async fn a_service_that_is_shown_to_one_member_is_known_to_no_other() -> Result<
         )?;
         link(&[&east, &west, &onprem], &[]).await?;
         show(&west, "onprem").await?;
-        until_sees(&onprem, ROOM, true).await?;
-        ensure!(resolves(&onprem).await?, "its name does not resolve where it is shown");
+        onprem.until_sees(ROOM, true).await?;
+        ensure!(onprem.resolves(ROOM_DNS).await?, "its name does not resolve where it is shown");
         ensure!(keeps(&onprem, "strongroom")?, "where it is shown, its record is on the disk");
         knows_nothing(&east).await?;
 
         // To another one instead: the first is told that it is gone.
         west.run(&["service", "export", "strongroom.vault", "--to", "east"]).await?;
-        until_sees(&east, ROOM, true).await?;
-        until_sees(&onprem, ROOM, false).await?;
-        ensure!(!resolves(&onprem).await?, "the name still resolves where it was taken back");
+        east.until_sees(ROOM, true).await?;
+        onprem.until_sees(ROOM, false).await?;
+        ensure!(!onprem.resolves(ROOM_DNS).await?, "the name still resolves where it was taken back");
         west.run(&["service", "export", "strongroom.vault", "--nobody"]).await?;
-        until_sees(&east, ROOM, false).await?;
-        ensure!(sees(&west, ROOM).await?, "west lost it itself");
+        east.until_sees(ROOM, false).await?;
+        ensure!(west.sees(ROOM).await?, "west lost it itself");
         Ok(())
     })
     .await

@@ -25,27 +25,6 @@ async fn until_state(cluster: &Cluster, other: &str, wanted: &str) -> Result<()>
     .await
 }
 
-async fn sees(cluster: &Cluster, service: &str) -> Result<bool> {
-    let services = cluster.list(&["service", "list"], "services").await?;
-    Ok(services.iter().any(|shown| shown["name"] == service))
-}
-
-async fn until_sees(cluster: &Cluster, service: &str, wanted: bool) -> Result<()> {
-    until(&format!("{} sees {service}: {wanted}", cluster.name), CONVERGE, async || {
-        ensure!(sees(cluster, service).await? == wanted, "not yet");
-        Ok(())
-    })
-    .await
-}
-
-/// Whether the mesh DNS of a cluster knows a name; its exit code says the same.
-async fn resolves(cluster: &Cluster, name: &str) -> Result<bool> {
-    let answer = cluster.ask(&["dns", name, "-o", "json"]).await?;
-    let found = answer.json()?["rcode"] == "NOERROR";
-    ensure!(answer.code == i32::from(!found), "exit code {} for {}", answer.code, answer.data);
-    Ok(found)
-}
-
 /// Shows a service to all, once its sidecar registered it.
 async fn export(cluster: &Cluster, service: &str) -> Result<()> {
     until(&format!("{service} is registered"), CONVERGE, async || {
@@ -88,8 +67,8 @@ impl Traffic {
         };
         export(west, "payments.billing").await?;
         export(onprem, "ledger.books").await?;
-        until_sees(onprem, PAYMENTS, true).await?;
-        until_sees(east, "ledger.books.onprem", true).await?;
+        onprem.until_sees(PAYMENTS, true).await?;
+        east.until_sees("ledger.books.onprem", true).await?;
         west.run(&["intention", "allow", "clerk.books.onprem", "payments.billing"]).await?;
         west.run(&["intention", "allow", "web.shop.east", "payments.billing"]).await?;
         onprem.run(&["intention", "allow", "web.shop.east", "ledger.books"]).await?;
@@ -141,8 +120,8 @@ async fn an_eviction_cuts_what_lives_and_lets_nothing_new_in() -> Result<(), Fai
 
         for cluster in [&east, &west] {
             until_state(cluster, "onprem", "suspended").await?;
-            ensure!(!sees(cluster, "ledger.books.onprem").await?, "{} still sees its service", cluster.name);
-            ensure!(!resolves(cluster, LEDGER_DNS).await?, "{} still answers its name", cluster.name);
+            ensure!(!cluster.sees("ledger.books.onprem").await?, "{} still sees its service", cluster.name);
+            ensure!(!cluster.resolves(LEDGER_DNS).await?, "{} still answers its name", cluster.name);
             let rules = cluster.list(&["intention", "list"], "intentions").await?;
             let of_onprem: Vec<_> = rules.iter().filter(|rule| rule["writer"] == "onprem").collect();
             let counts = |action: &str| of_onprem.iter().any(|rule| rule["action"] == action && rule["counts"] == true);
@@ -240,7 +219,7 @@ async fn a_block_is_one_clusters_own_and_cuts_at_once() -> Result<(), Failure> {
         from_east.exchange().await.context("east did not block it")?;
         until_state(&east, "onprem", "up").await?;
         refused(&traffic.clerk, PAYMENTS_DNS, 8080).await?;
-        ensure!(!sees(&west, "ledger.books.onprem").await?, "west still sees its service");
+        ensure!(!west.sees("ledger.books.onprem").await?, "west still sees its service");
         west.run(&["cluster", "approve", "onprem"]).await?;
         until_state(&west, "onprem", "up").await?;
         traffic.clerk.until_call(PAYMENTS_DNS, 8080, CONVERGE).await?;
@@ -295,7 +274,7 @@ async fn a_cluster_that_left_goes_on_alone_and_comes_back_with_a_token() -> Resu
             until_state(cluster, "onprem", "left").await?;
         }
         ensure!(onprem.list(&["cluster", "list"], "clusters").await?.len() == 1, "it is not alone");
-        ensure!(sees(&onprem, "ledger.books.onprem").await?, "it lost its own service");
+        ensure!(onprem.sees("ledger.books.onprem").await?, "it lost its own service");
         let answer = west.ask(&["cluster", "approve", "onprem"]).await?;
         answer.refused(5, &["onprem@", "left", "hanse link token onprem"])?;
         onprem.join(&west.token("onprem", &[]).await?, &["--wait"]).await?.done()?;

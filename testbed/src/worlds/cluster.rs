@@ -356,6 +356,38 @@ impl Cluster {
         .await
     }
 
+    /// Whether `service list` shows a service, by its whole name.
+    ///
+    /// # Errors
+    /// The gateway does not answer.
+    pub async fn sees(&self, service: &str) -> Result<bool> {
+        let services = self.list(&["service", "list"], "services").await?;
+        Ok(services.iter().any(|shown| shown["name"] == service))
+    }
+
+    /// Waits until `service list` shows a service, or does not.
+    ///
+    /// # Errors
+    /// It did not come true.
+    pub async fn until_sees(&self, service: &str, wanted: bool) -> Result<()> {
+        until(&format!("{} sees {service}: {wanted}", self.name), CONVERGE, async || {
+            ensure!(self.sees(service).await? == wanted, "not yet");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether the mesh DNS knows a name; the verb's exit code says the same.
+    ///
+    /// # Errors
+    /// The gateway does not answer, or contradicts itself.
+    pub async fn resolves(&self, name: &str) -> Result<bool> {
+        let answer = self.ask(&["dns", name, "-o", "json"]).await?;
+        let found = answer.json()?["rcode"] == "NOERROR";
+        ensure!(answer.code == i32::from(!found), "exit code {} for {}", answer.code, answer.data);
+        Ok(found)
+    }
+
     /// State of the link with `other`.
     ///
     /// # Errors
