@@ -4,7 +4,7 @@
 //! Never: sends or publishes what is not durable; takes a record whose signature it did not have checked.
 //!
 //! Commands that wait together become one durable write. If the store refuses it, the replica goes back to what the
-//! store holds, and every caller of that batch hears of it.
+//! store holds, every caller of that batch hears of it, and what members send is left with them for a growing pause.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -39,6 +39,12 @@ use crate::{
 const WRITE_RECORDS_MAX: usize = 2_048;
 /// A snapshot is put off while records keep coming, but never for more than this many times what making one takes.
 const PUBLISH_BACKLOG: u32 = 4;
+/// Logs of a vector that cost a member as much of its budget as one record in vain.
+const LOGS_PER_RECORD: usize = 16;
+/// First pause after a write that the store refused; doubles while it goes on refusing.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause: how late peers' records may be once the store takes writes again.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What others ask of the driver.
 pub(crate) enum Command {
@@ -69,8 +75,9 @@ pub(crate) enum Command {
         receipt: Box<proto::federation::Receipt>,
     },
     Vector {
-        peer: ClusterId,
+        session: Arc<Session>,
         vector: Vector,
+        ask: bool,
     },
     Records {
         session: Arc<Session>,
@@ -119,10 +126,19 @@ pub(crate) struct Driver {
     speaker: Speaker,
     /// Of members that sent something; forgotten with the process.
     budgets: HashMap<ClusterId, Budget>,
+    /// While the store refuses writes.
+    pause: Option<Pause>,
     revision: u64,
     dirty: bool,
     published: Instant,
     publish_cost: Duration,
+}
+
+/// The store refused a write, and no other went through since.
+struct Pause {
+    length: Duration,
+    /// When members are asked again; `None` once they were.
+    until: Option<Instant>,
 }
 
 /// What the driver starts from.
@@ -145,6 +161,7 @@ impl Driver {
             connected,
             speaker: Speaker::new(),
             budgets: HashMap::new(),
+            pause: None,
             revision: 0,
             dirty: false,
             published,
@@ -175,6 +192,7 @@ impl Driver {
                     pending.add(effects);
                     let _ = self.flush(pending).await;
                 }
+                () = resumption(&self.pause) => self.resume(),
                 () = self.speaker.due(), if !self.dirty => self.speak(),
                 count = commands.recv_many(&mut batch, DRIVER_BATCH) => {
                     if count == 0 {
@@ -205,7 +223,7 @@ impl Driver {
                         Err(error) => drop(reply.send(Err(error))),
                     };
                 }
-                Command::Vector { peer, vector } => pending.add(self.replica.on_vector(peer, vector)),
+                Command::Vector { session, vector, ask } => self.compare(&session, vector, ask, &mut pending),
                 Command::Refound { reply } => {
                     let _ = self.flush(std::mem::take(&mut pending)).await;
                     let _ = reply.send(self.refound().await);
@@ -213,6 +231,7 @@ impl Driver {
                 Command::Receipt { session, receipt } => {
                     self.speaker.hear(&self.shared, &self.replica, &self.connected, &session, &receipt);
                 }
+                Command::Records { .. } if self.is_paused() => {}
                 Command::Records { session, checked } => self.receive(&session, checked, &mut pending),
                 // These stand or fall alone.
                 Command::Admit { admission, token, reply } => {
@@ -244,6 +263,25 @@ impl Driver {
         let id = record.id();
         let effects = self.replica.on_local(record).map_err(|error| WriteError::Bounds(error.to_string()))?;
         Ok((id, effects))
+    }
+
+    /// A member said how far it is.
+    fn compare(&mut self, session: &Session, vector: Vector, ask: bool, pending: &mut Pending) {
+        let cost = 1 + vector.0.len() / LOGS_PER_RECORD;
+        pending.add(self.replica.on_vector(session.member, vector, ask));
+        self.charge(session, cost);
+    }
+
+    /// Takes off a member's budget what brought nothing new.
+    fn charge(&mut self, session: &Session, vain: usize) {
+        let budget = self.budgets.entry(session.member).or_insert_with(Budget::new);
+        if budget.exceeded(vain, self.replica.len()) {
+            tracing::warn!(
+                cluster = %session.name,
+                "member sends vectors or records in vain faster than 1,000 a second; its session ends"
+            );
+            session.close(code::OVERLOADED, "record_budget");
+        }
     }
 
     /// Hands what a member sent to the replica, admissions before what they vouch for.
@@ -288,14 +326,7 @@ impl Driver {
         }
         pending.add(self.replica.on_records(peer, ready, unknown));
         let taken = pending.persist.len().saturating_sub(before);
-        let budget = self.budgets.entry(peer).or_insert_with(Budget::new);
-        if budget.exceeded(offered.saturating_sub(taken), self.replica.len()) {
-            tracing::warn!(
-                cluster = %session.name,
-                "member sends records in vain faster than 1,000 a second; its session ends"
-            );
-            session.close(code::OVERLOADED, "record_budget");
-        }
+        self.charge(session, offered.saturating_sub(taken));
     }
 
     async fn admit(&mut self, admission: Admission, token: Change) -> Result<Authentic<Record>, AdmitError> {
@@ -394,6 +425,15 @@ impl Driver {
     /// Tells the replica who came and who went: of each member, the session in use.
     async fn follow_sessions(&mut self) {
         let live = self.shared.registry.all_preferred();
+        if self.is_paused() {
+            for (member, session) in &live {
+                if self.connected.get(member).is_none_or(|held| held.number != session.number) {
+                    self.speaker.connected(&self.shared, session);
+                }
+            }
+            self.connected = live;
+            return;
+        }
         let mut pending = Pending::default();
         for (member, session) in &self.connected {
             if live.get(member).is_none_or(|held| held.number != session.number) {
@@ -433,8 +473,14 @@ impl Driver {
                 for (reply, _) in written {
                     let _ = reply.send(Err(WriteError::Store(error.to_string())));
                 }
-                self.reload(matches!(error, StoreError::Uncertain { .. }));
+                self.reload(
+                    matches!(error, StoreError::Uncertain { .. }),
+                    !matches!(error, StoreError::Conflict { .. }),
+                );
                 return Err(error);
+            }
+            if self.pause.take().is_some_and(|pause| pause.until.is_some()) {
+                self.take_up();
             }
         }
         self.unpublished.extend(persist);
@@ -466,16 +512,37 @@ impl Driver {
     }
 
     /// Back to what the store holds for sure. If the write that failed may have reached the disk all the same, the
-    /// places that it took must not be taken twice.
-    fn reload(&mut self, uncertain: bool) {
+    /// places that it took must not be taken twice. With `pause`, members are not asked at once for what was lost: what
+    /// they bring would be refused again.
+    fn reload(&mut self, uncertain: bool, pause: bool) {
         let held = self.shared.records.borrow().clone();
         self.replica.reload(held.iter().chain(&self.unpublished).cloned(), uncertain);
-        let sessions = std::mem::take(&mut self.connected);
-        let mut pending = Pending::default();
-        for member in sessions.keys() {
-            pending.add(self.replica.on_connected(*member));
+        if !pause {
+            return self.take_up();
         }
-        self.connected = sessions;
+        let length = self.pause.as_ref().map_or(PAUSE_MIN, |pause| (pause.length * 2).min(PAUSE_MAX));
+        self.pause = Some(Pause { length, until: Some(Instant::now() + length) });
+    }
+
+    /// Whether members are not listened to: the store refused a write a moment ago.
+    fn is_paused(&self) -> bool {
+        self.pause.as_ref().is_some_and(|pause| pause.until.is_some())
+    }
+
+    /// The pause is over: what members bring shows whether the store takes it.
+    fn resume(&mut self) {
+        if let Some(pause) = &mut self.pause {
+            pause.until = None;
+        }
+        self.take_up();
+    }
+
+    /// Asks everyone for what was lost.
+    fn take_up(&mut self) {
+        let mut pending = Pending::default();
+        for member in self.connected.keys() {
+            pending.add(self.replica.on_resumed(*member));
+        }
         self.send(pending.sends);
     }
 
@@ -501,6 +568,14 @@ impl Driver {
     fn speak(&mut self) {
         let members = self.shared.snapshot.borrow().as_ref().map_or(0, |held| held.members.len());
         self.speaker.speak(&self.shared, &self.replica, &self.connected, members);
+    }
+}
+
+/// Until a pause ends; for ever without one.
+async fn resumption(pause: &Option<Pause>) {
+    match pause.as_ref().and_then(|pause| pause.until) {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }
 

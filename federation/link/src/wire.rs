@@ -4,6 +4,7 @@
 //! Never: allocates what a length claims before the length was held against its bound; panics, whatever the bytes are.
 
 use bytes::BytesMut;
+use federation_model::Vector;
 use prost::Message;
 pub(crate) use proto::federation::frame::Frame;
 use proto::federation::{self as wire, Refusal};
@@ -23,6 +24,10 @@ pub(crate) const JOIN_BYTES_MAX: usize = 32 * 1024;
 pub(crate) const ENVELOPES_MAX: usize = 1_000;
 /// Where a `Records` frame is cut, so that it stays below [`FRAME_BYTES_MAX`] with its longest envelope and framing.
 pub(crate) const RECORDS_BYTES_SOFT_MAX: usize = 768 * 1024;
+/// Most logs in one `Vector` frame: some half a megabyte.
+pub(crate) const VECTOR_LOGS_MAX: usize = 4_096;
+/// Most epochs of logs that all frames of one vector may name.
+pub(crate) const VECTOR_ENTRIES_MAX: usize = 4 * federation_model::LOGS_MAX;
 /// Most characters of a text from a peer that go into a message or a log line.
 const TEXT_CHARS_MAX: usize = 200;
 
@@ -176,6 +181,52 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// A vector cut into frames of at most [`VECTOR_LOGS_MAX`] logs.
+pub(crate) fn vector_frames(vector: &Vector, ask: bool) -> Vec<Frame> {
+    let mut rest = wire::Vector::from(vector).logs;
+    let mut frames = Vec::new();
+    loop {
+        let next = rest.split_off(rest.len().min(VECTOR_LOGS_MAX));
+        let more = !next.is_empty();
+        frames.push(Frame::Vector(wire::Vector { logs: std::mem::replace(&mut rest, next), more, ask: ask && !more }));
+        if !more {
+            return frames;
+        }
+    }
+}
+
+/// A vector that comes in frames.
+#[derive(Default)]
+pub(crate) struct Parts(Vec<wire::Log>);
+
+impl Parts {
+    /// Adds a frame; the whole vector, and whether one is asked for in return, with the last.
+    ///
+    /// # Errors
+    /// More logs than [`VECTOR_LOGS_MAX`] in the frame or [`VECTOR_ENTRIES_MAX`] in all, or what a vector must not say.
+    pub(crate) fn add(&mut self, frame: wire::Vector) -> Result<Option<(Vector, bool)>, String> {
+        let (logs, all) = (frame.logs.len(), self.0.len() + frame.logs.len());
+        if logs > VECTOR_LOGS_MAX || all > VECTOR_ENTRIES_MAX {
+            return Err(format!(
+                "{logs} logs in one frame, {all} in all; at most {VECTOR_LOGS_MAX} and {VECTOR_ENTRIES_MAX} are allowed"
+            ));
+        }
+        self.0.extend(frame.logs);
+        if frame.more {
+            return Ok(None);
+        }
+        let logs = std::mem::take(&mut self.0);
+        let vector =
+            Vector::try_from(&wire::Vector { logs, more: false, ask: false }).map_err(|error| error.to_string())?;
+        Ok(Some((vector, frame.ask)))
+    }
+
+    /// Whether a vector has begun and not ended.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
 /// Envelopes cut into frames: at most [`ENVELOPES_MAX`] and about [`RECORDS_BYTES_SOFT_MAX`] bytes each.
 pub(crate) fn records_frames(envelopes: &[std::sync::Arc<[u8]>]) -> Vec<Frame> {
     let mut frames = Vec::new();
@@ -280,6 +331,45 @@ mod tests {
             encode(frame).expect("fits");
         }
         assert_eq!(count, 2_500);
+    }
+
+    #[test]
+    fn a_long_vector_travels_in_frames_and_comes_back_whole() {
+        for logs in [0, 1, VECTOR_LOGS_MAX, VECTOR_LOGS_MAX + 1, 3 * VECTOR_LOGS_MAX + 7] {
+            let mut vector = Vector::default();
+            for number in 0..logs {
+                let mut id = [0; 32];
+                id[..8].copy_from_slice(&(number as u64).to_be_bytes());
+                let head = federation_model::Head { seq: 1, digest: federation_model::Digest([7; 32]) };
+                vector.set(
+                    federation_model::ClusterId::from_digest(federation_model::Digest(id)),
+                    federation_model::Audience::Law,
+                    1,
+                    head,
+                );
+            }
+            let (mut parts, mut whole) = (Parts::default(), None);
+            for frame in vector_frames(&vector, true) {
+                assert!(whole.is_none(), "nothing follows the last");
+                encode(frame.clone()).expect("fits a frame");
+                let Frame::Vector(frame) = frame else { panic!("vector") };
+                whole = parts.add(frame).expect("within the bounds");
+            }
+            assert_eq!(whole, Some((vector, true)), "{logs}");
+        }
+    }
+
+    #[test]
+    fn a_vector_without_end_is_refused() {
+        let log = wire::Log { writer: vec![1; 32], seq: 1, epoch: 1, ..Default::default() };
+        let frame = |logs| wire::Vector { logs: vec![log.clone(); logs], more: true, ask: false };
+        let mut parts = Parts::default();
+        assert!(parts.add(frame(VECTOR_LOGS_MAX + 1)).is_err());
+        for _ in 0..VECTOR_ENTRIES_MAX / VECTOR_LOGS_MAX {
+            assert_eq!(parts.add(frame(VECTOR_LOGS_MAX)).expect("so far"), None);
+        }
+        let error = parts.add(frame(1)).expect_err("one too many");
+        assert!(error.contains("65537 in all"), "{error}");
     }
 
     #[test]

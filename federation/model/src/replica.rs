@@ -37,8 +37,9 @@ pub const EPOCH_RECORDS_MAX: u64 = 1 << 20;
 /// What replicas say to each other.
 #[derive(Clone, Debug)]
 pub enum Message {
-    /// How far the sender has each log; the receiver answers with what the sender lacks.
-    Vector(Vector),
+    /// How far the sender has each log; the receiver answers with what the sender lacks. With `ask` the sender has lost
+    /// track of the receiver: it answers with a vector of its own, too.
+    Vector { vector: Vector, ask: bool },
     /// Signed envelopes, logs in an order in which admissions come before what they vouch for.
     Records(Vec<Arc<[u8]>>),
 }
@@ -102,8 +103,9 @@ impl ReplicaError {
 /// What is known of a connected peer.
 #[derive(Clone, Debug, Default)]
 struct Peer {
-    /// How far it is, as it said and by what went to and fro since; `None` until it said so.
-    heads: Option<Vector>,
+    /// Where it is further than this replica, as it said; level with this one in all else, since what it lacked was sent.
+    /// `None` until it said so.
+    ahead: Option<Vector>,
     /// Whether it was asked again since the last progress.
     asked: bool,
 }
@@ -207,7 +209,8 @@ impl Replica {
     }
 
     /// Goes back to what the store holds for sure, after a write that failed. If that write may have reached the disk all
-    /// the same (`uncertain`), no place that it took is ever taken again. Peers have to be connected anew.
+    /// the same (`uncertain`), no place that it took is ever taken again. What is known of peers is forgotten, since
+    /// messages of that batch may never have gone out: [`Replica::on_resumed`] takes them up again.
     ///
     /// Returns what could not be taken, as [`Replica::load`] does.
     pub fn reload(
@@ -389,6 +392,12 @@ impl Replica {
         vec![self.ask(peer)]
     }
 
+    /// This cluster lost track of a peer whose session goes on: it is asked how far it is.
+    pub fn on_resumed(&mut self, peer: ClusterId) -> Vec<Effect> {
+        self.peers.insert(peer, Peer::default());
+        vec![Effect::Send { peer, message: Message::Vector { vector: self.vector_for(peer), ask: true } }]
+    }
+
     pub fn on_disconnected(&mut self, peer: ClusterId) {
         self.peers.remove(&peer);
     }
@@ -401,8 +410,8 @@ impl Replica {
         peers.into_iter().map(|peer| self.ask(peer)).collect()
     }
 
-    /// A peer said how far it is: it gets what it lacks.
-    pub fn on_vector(&mut self, peer: ClusterId, vector: Vector) -> Vec<Effect> {
+    /// A peer said how far it is: it gets what it lacks, and if it asks for it, this cluster's own vector.
+    pub fn on_vector(&mut self, peer: ClusterId, vector: Vector, ask: bool) -> Vec<Effect> {
         if !self.peers.contains_key(&peer) {
             // It went meanwhile; what it said of this cluster's own logs holds all the same.
             self.note_claims(peer, &vector);
@@ -415,15 +424,15 @@ impl Replica {
                 log.lacking(vector.0.get(&(*writer, *audience)), &mut arrivals);
             }
         }
-        let mut heads = vector;
-        for ((writer, audience), log) in &self.logs {
-            if self.shares(peer, *writer, *audience) {
-                log.heads().for_each(|(epoch, head)| raise(&mut heads, *writer, *audience, epoch, head));
-            }
-        }
+        let mut ahead = vector;
+        ahead.0.retain(|log, epochs| {
+            let held = self.logs.get(log);
+            epochs.retain(|epoch, head| held.and_then(|log| log.head(*epoch)).is_none_or(|own| own.seq < head.seq));
+            !epochs.is_empty()
+        });
         let mut effects = Vec::new();
-        self.peers.insert(peer, Peer { heads: Some(heads), asked: claims_more });
-        if claims_more {
+        self.peers.insert(peer, Peer { ahead: Some(ahead), asked: claims_more });
+        if claims_more || ask {
             effects.push(self.ask(peer));
         }
         let lacking = arrivals.iter().filter_map(|arrival| self.records.get(*arrival));
@@ -440,14 +449,8 @@ impl Replica {
     pub fn on_records(&mut self, peer: ClusterId, records: Vec<Authentic<Record>>, unknown: usize) -> Vec<Effect> {
         let mut changes = Changes::default();
         for record in &records {
-            let id = record.id();
-            match self.take(record, Some(peer), &mut changes) {
-                Ok(_) => {
-                    if let Some(Peer { heads: Some(heads), .. }) = self.peers.get_mut(&peer) {
-                        raise(heads, id.writer, id.audience, id.epoch, Head { seq: id.seq, digest: id.digest });
-                    }
-                }
-                Err(error) => changes.refused.push(error),
+            if let Err(error) = self.take(record, Some(peer), &mut changes) {
+                changes.refused.push(error);
             }
         }
         self.take_waiting(&mut changes);
@@ -477,8 +480,11 @@ impl Replica {
     }
 
     fn ask(&self, peer: ClusterId) -> Effect {
-        let vector = self.vector_where(|writer, audience| self.shares(peer, writer, audience));
-        Effect::Send { peer, message: Message::Vector(vector) }
+        Effect::Send { peer, message: Message::Vector { vector: self.vector_for(peer), ask: false } }
+    }
+
+    fn vector_for(&self, peer: ClusterId) -> Vector {
+        self.vector_where(|writer, audience| self.shares(peer, writer, audience))
     }
 
     fn vector_where(&self, wanted: impl Fn(ClusterId, Audience) -> bool) -> Vector {
@@ -568,14 +574,12 @@ impl Replica {
     ) {
         let Self { own, records, logs, peers, .. } = self;
         // A peer that did not say yet how far it is gets all it lacks when it does.
-        let Some(Peer { heads: Some(heads), .. }) = peers.get_mut(&peer) else { return };
+        let Some(Peer { ahead: Some(ahead), .. }) = peers.get_mut(&peer) else { return };
         let mut bytes = Vec::new();
         for record in taken {
             let id = record.id();
-            let held = heads.head(id.writer, id.audience, id.epoch).map_or(0, |head| head.seq);
             let in_fork = forked.contains(&(id.writer, id.audience, id.epoch));
-            if !in_fork && held < id.seq && shares(*own, peer, id.writer, id.audience) {
-                raise(heads, id.writer, id.audience, id.epoch, Head { seq: id.seq, digest: id.digest });
+            if !in_fork && !ahead.reaches(&id) && shares(*own, peer, id.writer, id.audience) {
                 bytes.push(record.raw().clone());
             }
         }
@@ -603,13 +607,6 @@ fn shares(own: ClusterId, peer: ClusterId, writer: ClusterId, audience: Audience
 
 fn is_tombstone(record: &Authentic<Record>) -> bool {
     matches!(record.value().body, Body::Intention(Intention { state: RuleState::Deleted, .. }))
-}
-
-/// Notes that a peer is at least as far as `head`.
-fn raise(heads: &mut Vector, writer: ClusterId, audience: Audience, epoch: u64, head: Head) {
-    if heads.head(writer, audience, epoch).is_none_or(|held| held.seq <= head.seq) {
-        heads.set(writer, audience, epoch, head);
-    }
 }
 
 /// Cuts envelopes into messages within the bounds.

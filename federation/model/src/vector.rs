@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Audience, ClusterId, Digest};
+use crate::{Audience, ClusterId, Digest, RecordId};
 
 /// Most epochs of one log that a replica keeps.
 pub const EPOCHS_MAX: usize = 256;
@@ -27,6 +27,11 @@ impl Vector {
 
     pub fn set(&mut self, writer: ClusterId, audience: Audience, epoch: u64, head: Head) {
         self.0.entry((writer, audience)).or_default().insert(epoch, head);
+    }
+
+    /// Whether the epoch of a record is named as far as its place, or further.
+    pub fn reaches(&self, id: &RecordId) -> bool {
+        self.head(id.writer, id.audience, id.epoch).is_some_and(|head| head.seq >= id.seq)
     }
 
     /// The newest epoch of a log and its head.

@@ -18,7 +18,7 @@ impl From<&Vector> for wire::Vector {
                 digest: head.digest.0.to_vec(),
             })
         });
-        Self { logs: logs.collect() }
+        Self { logs: logs.collect(), more: false, ask: false }
     }
 }
 

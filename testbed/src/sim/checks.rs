@@ -177,7 +177,7 @@ pub(crate) fn sending(world: &World, from: usize, to: usize, message: &Message) 
                 ensure!(may_see(id.writer, id.audience), "c{from} shows {id} to c{to}, which may not see it");
             }
         }
-        Message::Vector(vector) => {
+        Message::Vector { vector, .. } => {
             for ((writer, audience), epochs) in &vector.0 {
                 ensure!(may_see(*writer, *audience), "c{from} names a log to c{to} that c{to} may not know of");
                 for (epoch, head) in epochs {

@@ -12,7 +12,7 @@ use federation_model::{
 pub(crate) enum Input {
     Connected(usize),
     Disconnected(usize),
-    Vector(usize, Vector),
+    Vector { peer: usize, vector: Vector, ask: bool },
     Records(usize, Vec<Authentic<Record>>),
     AntiEntropy,
 }

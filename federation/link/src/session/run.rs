@@ -5,7 +5,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use federation_identity::now;
-use federation_model::{ConnectionId, Message, Vector};
+use federation_model::{ConnectionId, Message};
 use proto::federation::{Heartbeat, HeartbeatAck};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::{
@@ -353,7 +353,7 @@ async fn replicate(
 async fn write_replication(mut send: SendStream, mut queue: mpsc::Receiver<Message>) -> Ending {
     while let Some(message) = queue.recv().await {
         let frames = match message {
-            Message::Vector(vector) => vec![Frame::Vector((&vector).into())],
+            Message::Vector { vector, ask } => wire::vector_frames(&vector, ask),
             Message::Records(envelopes) => wire::records_frames(&envelopes),
         };
         for frame in frames {
@@ -366,14 +366,17 @@ async fn write_replication(mut send: SendStream, mut queue: mpsc::Receiver<Messa
 }
 
 async fn read_replication(shared: &Arc<Shared>, session: &Arc<Session>, mut receive: RecvStream) -> Ending {
+    let mut parts = wire::Parts::default();
     loop {
         let command = match wire::read(&mut receive, FRAME_BYTES_MAX).await {
-            Ok(Frame::Vector(message)) => match Vector::try_from(&message) {
-                Ok(vector) => Command::Vector { peer: session.member, vector },
+            Ok(Frame::Vector(frame)) => match parts.add(frame) {
+                Ok(Some((vector, ask))) => Command::Vector { session: session.clone(), vector, ask },
+                Ok(None) => continue,
                 Err(error) => {
-                    return Ending { code: code::PROTOCOL, reason: "vector", detail: Some(error.to_string()) };
+                    return Ending { code: code::PROTOCOL, reason: "vector", detail: Some(error) };
                 }
             },
+            Ok(other) if parts.is_open() => return Ending::wire(&WireError::Unexpected { got: wire::name(&other) }),
             Ok(Frame::Records(records)) if records.envelopes.len() <= wire::ENVELOPES_MAX => {
                 let snapshot = shared.snapshot.borrow().clone();
                 Command::Records { session: session.clone(), checked: intake::check(records.envelopes, snapshot).await }

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -83,6 +83,7 @@ async fn a_common_neighbour_relays_what_a_broken_link_does_not() {
 struct Failing {
     inner: Arc<dyn Store>,
     failing: Arc<AtomicBool>,
+    refused: Arc<AtomicUsize>,
     uncertain: bool,
 }
 
@@ -97,6 +98,7 @@ impl Store for Failing {
 
     fn apply(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<Revision, StoreError>> {
         if self.failing.load(Ordering::SeqCst) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
             let detail = "told so".to_owned();
             let error =
                 if self.uncertain { StoreError::Uncertain { detail } } else { StoreError::Unavailable { detail } };
@@ -110,11 +112,18 @@ impl Store for Failing {
     }
 }
 
+impl Failing {
+    /// A disk whose writes can be made to fail, and how many did.
+    fn disk(uncertain: bool) -> (Disk, Arc<AtomicBool>, Arc<AtomicUsize>) {
+        let (failing, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let disk = Disk::new("east");
+        let store = Self { inner: disk.store.clone(), failing: failing.clone(), refused: refused.clone(), uncertain };
+        (Disk { store: Arc::new(store), ..disk }, failing, refused)
+    }
+}
+
 async fn after_a_failing_store(uncertain: bool) -> (Cluster, Cluster) {
-    let failing = Arc::new(AtomicBool::new(false));
-    let disk = Disk::new("east");
-    let inner = disk.store.clone();
-    let disk = Disk { store: Arc::new(Failing { inner, failing: failing.clone(), uncertain }), ..disk };
+    let (disk, failing, _) = Failing::disk(uncertain);
     let east = Cluster::open(disk, Setup::default()).await;
     let west = Cluster::open(Disk::new("west"), Setup::outbound_only()).await;
     west.join(&east).await;
@@ -143,6 +152,30 @@ async fn a_write_that_was_not_durable_is_neither_sent_nor_leaves_a_gap() {
     let (east, _west) = after_a_failing_store(false).await;
     let held = east.link.records().borrow().clone();
     assert!(held.iter().filter(|record| record.id().writer == east.id()).all(|record| record.id().epoch == 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_tried_ever_more_rarely_and_both_ways_go_on_once_it_has_room() {
+    let (disk, failing, refused) = Failing::disk(false);
+    // Nothing but what this is about brings them together again.
+    let limits = crate::Limits { anti_entropy: Duration::from_secs(600), ..crate::testing::limits() };
+    let east = Cluster::open(disk, Setup { limits: limits.clone(), ..Setup::default() }).await;
+    let west = Cluster::open(Disk::new("west"), Setup { limits, ..Setup::outbound_only() }).await;
+    west.join(&east).await;
+    east.linked(&west).await;
+    failing.store(true, Ordering::SeqCst);
+    let began = tokio::time::Instant::now();
+    west.allow("one").await;
+    until("east tries, pauses, and tries again", || refused.load(Ordering::SeqCst) >= 3).await;
+    // Pauses of 100 and 200 ms lie between three tries.
+    assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+    west.allow("two").await;
+    assert!(refused.load(Ordering::SeqCst) <= 5, "what comes during a pause is left for later");
+    failing.store(false, Ordering::SeqCst);
+    east.holds("one").await;
+    east.holds("two").await;
+    east.allow("east").await;
+    west.holds("east").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

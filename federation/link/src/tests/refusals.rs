@@ -306,7 +306,7 @@ async fn too_many_envelopes_or_a_wrong_vector_end_the_session() {
     let log = proto::federation::Log { writer: vec![1; 3], ..Default::default() };
     let table: Vec<(&str, Frame)> = vec![
         ("too_many_envelopes", Frame::Records(Records { envelopes: vec![Vec::new(); wire::ENVELOPES_MAX + 1] })),
-        ("vector", Frame::Vector(proto::federation::Vector { logs: vec![log] })),
+        ("vector", Frame::Vector(proto::federation::Vector { logs: vec![log], ..Default::default() })),
         ("frame_unexpected", Frame::OpenTunnel(OpenTunnel {})),
     ];
     for (reason, frame) in table {

@@ -66,7 +66,7 @@ impl Company {
                 Effect::Send { peer, message } if self.links.contains(&(from, peer)) => {
                     let replica = self.replicas.get_mut(&peer).expect("in the company");
                     let effects = match message {
-                        Message::Vector(vector) => replica.on_vector(from, vector),
+                        Message::Vector { vector, ask } => replica.on_vector(from, vector, ask),
                         Message::Records(envelopes) => {
                             let mut effects = Vec::new();
                             for envelope in envelopes {
@@ -115,7 +115,7 @@ fn single() -> (Replica, Writer) {
 fn a_record_is_made_durable_before_anybody_hears_of_it() {
     let (mut replica, mut east) = single();
     replica.on_connected(cluster(1));
-    replica.on_vector(cluster(1), Vector::default());
+    replica.on_vector(cluster(1), Vector::default(), false);
     let effects = replica.on_local(east.admit(1, false)).expect("own record");
     assert!(matches!(effects.as_slice(), [Effect::Persist(_), Effect::Publish, Effect::Send { .. }]), "{effects:?}");
 }
@@ -186,7 +186,7 @@ fn a_gap_is_refused_and_asked_about_once() {
     let second = others[0].terms(Accept::Own);
     let third = others[0].terms(Accept::Own);
     let effects = east.on_records(cluster(1), vec![third.clone()], 0);
-    assert!(matches!(effects.as_slice(), [Effect::Send { message: Message::Vector(_), .. }]), "{effects:?}");
+    assert!(matches!(effects.as_slice(), [Effect::Send { message: Message::Vector { .. }, .. }]), "{effects:?}");
     assert!(east.on_records(cluster(1), vec![third.clone()], 0).is_empty(), "not again before there is progress");
     east.on_records(cluster(1), vec![first], 0);
     assert_eq!(east.on_records(cluster(1), vec![third.clone()], 0).len(), 1);
@@ -354,7 +354,7 @@ fn what_a_peer_claimed_of_the_own_log_counts_though_it_went_meanwhile() {
     replica.on_disconnected(cluster(1));
     let mut vector = Vector::default();
     vector.set(cluster(0), Audience::Law, 1, Head { seq: 9, digest: Digest([7; 32]) });
-    assert!(replica.on_vector(cluster(1), vector).is_empty());
+    assert!(replica.on_vector(cluster(1), vector, false).is_empty());
     assert_eq!(replica.next_position(Audience::Law).epoch, 2);
 }
 
@@ -366,7 +366,7 @@ fn what_a_peer_claimed_of_the_own_log_outlives_a_failed_write() {
     replica.on_connected(cluster(1));
     let mut vector = Vector::default();
     vector.set(cluster(0), Audience::Law, 1, Head { seq: 9, digest: Digest([7; 32]) });
-    replica.on_vector(cluster(1), vector);
+    replica.on_vector(cluster(1), vector, false);
     assert_eq!(replica.next_position(Audience::Law).epoch, 2);
     replica.reload(durable, false);
     assert_eq!(replica.next_position(Audience::Law).epoch, 2);
@@ -412,7 +412,7 @@ fn a_peer_that_only_claims_a_higher_head_of_ours_is_believed_once() {
     for (epoch, expected) in [(1, 2), (200, 2), (u64::MAX, 2)] {
         replica.on_connected(cluster(1));
         vector.set(cluster(0), Audience::Law, epoch, Head { seq: 99, digest: Digest([9; 32]) });
-        replica.on_vector(cluster(1), vector.clone());
+        replica.on_vector(cluster(1), vector.clone(), false);
         assert_eq!(replica.next_position(Audience::Law).epoch, expected, "claim of epoch {epoch}");
     }
 }
@@ -423,7 +423,7 @@ fn a_claim_past_the_bound_moves_nothing() {
     replica.on_connected(cluster(1));
     let mut vector = Vector::default();
     vector.set(cluster(0), Audience::Law, u64::MAX, Head { seq: 1, digest: Digest([9; 32]) });
-    replica.on_vector(cluster(1), vector);
+    replica.on_vector(cluster(1), vector, false);
     assert_eq!(replica.next_position(Audience::Law).epoch, 1);
 }
 
@@ -580,7 +580,7 @@ fn long_logs_travel_in_messages_within_the_bounds() {
     }
     replica.on_connected(cluster(1));
     let sizes: Vec<usize> = replica
-        .on_vector(cluster(1), Vector::default())
+        .on_vector(cluster(1), Vector::default(), false)
         .into_iter()
         .map(|effect| match effect {
             Effect::Send { message: Message::Records(records), .. } => records.len(),
@@ -605,8 +605,8 @@ fn nobody_is_told_before_it_said_how_far_it_is() {
     replica.on_connected(cluster(1));
     let effects = replica.on_local(east.terms(Accept::Own)).expect("next");
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Send { .. })));
-    assert!(replica.on_vector(cluster(2), Vector::default()).is_empty(), "and nobody who is not connected");
-    assert_eq!(replica.on_vector(cluster(1), Vector::default()).len(), 1);
+    assert!(replica.on_vector(cluster(2), Vector::default(), false).is_empty(), "and nobody who is not connected");
+    assert_eq!(replica.on_vector(cluster(1), Vector::default(), false).len(), 1);
     assert_eq!(replica.anti_entropy().len(), 1);
 }
 

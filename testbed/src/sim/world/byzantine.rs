@@ -113,7 +113,7 @@ impl World {
     /// What the crooked member says to `to` in place of `message`; `None` if nothing.
     pub(super) fn distort(&mut self, to: usize, message: Message) -> Option<Message> {
         match message {
-            Message::Vector(vector) => Some(Message::Vector(self.distort_vector(to, vector))),
+            Message::Vector { vector, ask } => Some(Message::Vector { vector: self.distort_vector(to, vector), ask }),
             Message::Records(mut envelopes) => {
                 if self.does(Trick::Withhold, 1.0) {
                     let kept = |envelope: &Arc<[u8]>| {

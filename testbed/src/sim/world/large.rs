@@ -137,7 +137,7 @@ impl World {
     pub(super) fn count_bytes(&mut self, message: &Message) {
         let Some(sizes) = &self.sizes else { return };
         self.figures.bytes += match message {
-            Message::Vector(vector) => vector.0.values().map(|epochs| epochs.len() as u64 * HEAD_BYTES).sum(),
+            Message::Vector { vector, .. } => vector.0.values().map(|epochs| epochs.len() as u64 * HEAD_BYTES).sum(),
             Message::Records(envelopes) => {
                 let number = |envelope: &[u8]| envelope.try_into().ok().map(u64::from_be_bytes);
                 let size = |envelope: &[u8]| number(envelope).and_then(|number| sizes.get(number as usize));

@@ -272,7 +272,7 @@ impl World {
             return Ok(());
         }
         let input = match message {
-            Message::Vector(vector) => Input::Vector(from, vector),
+            Message::Vector { vector, ask } => Input::Vector { peer: from, vector, ask },
             Message::Records(envelopes) => {
                 let records = envelopes.iter().filter_map(|envelope| self.read(envelope)).collect();
                 Input::Records(from, records)

@@ -56,7 +56,7 @@ impl World {
     fn take(&mut self, number: usize, input: Input) -> Vec<Effect> {
         self.tell(|_| match &input {
             Input::Records(from, records) => format!("c{number} hears from c{from}: {}", ids(records)),
-            Input::Vector(from, _) => format!("c{number} hears how far c{from} is"),
+            Input::Vector { peer, .. } => format!("c{number} hears how far c{peer} is"),
             other => format!("c{number}: {other:?}"),
         });
         let crooked = self.crooked_id();
@@ -68,7 +68,7 @@ impl World {
                 replica.on_disconnected(candidate(peer).id);
                 Vec::new()
             }
-            Input::Vector(peer, vector) => {
+            Input::Vector { peer, vector, ask } => {
                 let peer = candidate(peer).id;
                 // Whoever names a lost record, or one behind it, tells this cluster what it must not write again.
                 if Some(peer) != crooked {
@@ -77,7 +77,7 @@ impl World {
                     let named = node.lost.iter().filter(|id| head(id).is_some_and(|head| head.seq >= id.seq));
                     node.heard.extend(named.map(|id| id.digest));
                 }
-                replica.on_vector(peer, vector)
+                replica.on_vector(peer, vector, ask)
             }
             Input::AntiEntropy => replica.anti_entropy(),
             Input::Records(peer, mut batch) => {
@@ -142,7 +142,7 @@ impl World {
         Ok(())
     }
 
-    /// A write fails: back to what is durable for sure, and all sessions start over from the vectors.
+    /// A write fails: back to what is durable for sure, and every peer is asked how far it is.
     fn fail(&mut self, number: usize, failure: Failure, records: Vec<Authentic<Record>>) {
         self.figures.failed_writes += 1;
         let uncertain = failure == Failure::Error;
@@ -155,7 +155,7 @@ impl World {
             records.into_iter().for_each(|record| node.disk.hide(record));
         }
         if let Some(replica) = &mut node.replica {
-            let effects = peers.into_iter().flat_map(|peer| replica.on_connected(candidate(peer).id));
+            let effects = peers.into_iter().flat_map(|peer| replica.on_resumed(candidate(peer).id));
             node.pending.extend(effects);
         }
     }
