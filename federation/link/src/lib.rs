@@ -139,6 +139,7 @@ pub(crate) struct Shared {
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     records: watch::Sender<Records>,
     receipts: receipts::Table,
+    recent: Arc<intake::Recent>,
     driver: mpsc::Sender<Command>,
     tunnels: mpsc::Sender<Tunnel>,
     events: mpsc::Sender<Event>,

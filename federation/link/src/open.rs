@@ -65,6 +65,7 @@ pub(crate) async fn open(options: Options) -> Result<(Link, Incoming), LinkError
         snapshot: watch::Sender::new(None),
         records: watch::Sender::default(),
         receipts: Default::default(),
+        recent: Arc::default(),
         driver,
         tunnels,
         events,

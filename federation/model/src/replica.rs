@@ -579,7 +579,8 @@ impl Replica {
         for record in taken {
             let id = record.id();
             let in_fork = forked.contains(&(id.writer, id.audience, id.epoch));
-            if !in_fork && !ahead.reaches(&id) && shares(*own, peer, id.writer, id.audience) {
+            // Its writer has it, or says in a vector that it lost it.
+            if !in_fork && id.writer != peer && !ahead.reaches(&id) && shares(*own, peer, id.writer, id.audience) {
                 bytes.push(record.raw().clone());
             }
         }

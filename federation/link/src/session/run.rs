@@ -379,7 +379,8 @@ async fn read_replication(shared: &Arc<Shared>, session: &Arc<Session>, mut rece
             Ok(other) if parts.is_open() => return Ending::wire(&WireError::Unexpected { got: wire::name(&other) }),
             Ok(Frame::Records(records)) if records.envelopes.len() <= wire::ENVELOPES_MAX => {
                 let snapshot = shared.snapshot.borrow().clone();
-                Command::Records { session: session.clone(), checked: intake::check(records.envelopes, snapshot).await }
+                let checked = intake::check(records.envelopes, snapshot, &shared.recent).await;
+                Command::Records { session: session.clone(), checked }
             }
             Ok(Frame::Records(_)) => {
                 return Ending::new(code::PROTOCOL, "too_many_envelopes");
