@@ -150,7 +150,7 @@ async fn stored(shared: &Shared, federation: &FederationId) -> Result<Vec<Authen
     }
     rows.sort_by_key(|(arrival, _)| *arrival);
     let envelopes = rows.into_iter().map(|(_, raw)| raw).collect();
-    let (records, unfit) = records::check_all(federation, envelopes);
+    let (records, unfit) = records::check_all(*federation, envelopes).await;
     for unfit in unfit {
         match unfit {
             // A fork may have made its writer's admission void.

@@ -178,7 +178,7 @@ async fn exchange(
     let wrong = |detail: String| JoinError::Answer { issuer: token.issuer.clone(), detail };
     let federation = FederationId::try_from(answer.federation.as_slice()).map_err(|error| wrong(error.into()))?;
     let issuer = ClusterId::try_from(answer.issuer.as_slice()).map_err(|error| wrong(error.into()))?;
-    let (records, unfit) = records::check_all(&federation, envelopes);
+    let (records, unfit) = records::check_all(federation, envelopes).await;
     if let Some(unfit) = unfit.first() {
         return Err(wrong(format!("a record of the law is {}", unfit.reason())));
     }
