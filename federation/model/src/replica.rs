@@ -247,13 +247,7 @@ impl Replica {
         let floor = if planted(Mutation::ForgetFloor) { 1 } else { self.floor };
         let floor = self.floors.get(&audience).copied().unwrap_or(1).max(floor);
         let log = self.logs.get(&(self.own, audience));
-        if let Some((epoch, head)) = log.and_then(Log::open_head)
-            && epoch >= floor
-        {
-            return Position { epoch, seq: head.seq + 1, previous: head.digest };
-        }
-        let highest = log.map_or(0, Log::highest_epoch);
-        Position { epoch: floor.max(highest + 1), seq: 1, previous: Digest::ZERO }
+        following(log.and_then(Log::open_head), log.map_or(0, Log::highest_epoch), floor)
     }
 
     /// Says that this cluster's logs may lack their newest records (a restored or rebuilt store): the next write to each
@@ -603,6 +597,16 @@ fn shares(own: ClusterId, peer: ClusterId, writer: ClusterId, audience: Audience
         Audience::Member(reader) => {
             reader != writer && ((writer == own && reader == peer) || (writer == peer && reader == own))
         }
+    }
+}
+
+/// The place behind an open head; in a new epoch if that one is below the floor, or full.
+fn following(open: Option<(u64, Head)>, highest: u64, floor: u64) -> Position {
+    match open {
+        Some((epoch, head)) if epoch >= floor && head.seq < EPOCH_RECORDS_MAX => {
+            Position { epoch, seq: head.seq + 1, previous: head.digest }
+        }
+        _ => Position { epoch: floor.max(highest + 1), seq: 1, previous: Digest::ZERO },
     }
 }
 

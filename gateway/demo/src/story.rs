@@ -1,5 +1,7 @@
 //! The story: what happens in the demo, in order, and the claim that each part proves.
 
+mod federation;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,7 +20,7 @@ use crate::{
 };
 
 /// Every claim, in the order in which the story proves them.
-pub(crate) const CLAIMS: [&str; 13] = [
+pub(crate) const CLAIMS: [&str; 16] = [
     "join",
     "join-replay-refused",
     "default-deny-with-reason",
@@ -27,10 +29,13 @@ pub(crate) const CLAIMS: [&str; 13] = [
     "outbound-only-member",
     "rule-from-onprem-everywhere",
     "deny-cuts-live",
+    "receipts-arrive",
     "eviction",
     "renewal-keeps",
     "expiry-cuts",
     "edge-restart-keeps",
+    "frozen-member-stale",
+    "rotation-acknowledged",
     "clean-exit",
 ];
 
@@ -137,6 +142,10 @@ impl Story {
         self.teller.note("deny-cuts-live", cut.1, cut.0);
 
         let start = Instant::now();
+        let outcome = self.receipts().await;
+        self.teller.note("receipts-arrive", start.elapsed(), outcome);
+
+        let start = Instant::now();
         let outcome = self.eviction().await;
         self.teller.note("eviction", start.elapsed(), outcome);
 
@@ -151,6 +160,14 @@ impl Story {
         let start = Instant::now();
         let outcome = self.edge_restart().await;
         self.teller.note("edge-restart-keeps", start.elapsed(), outcome);
+
+        let start = Instant::now();
+        let outcome = self.frozen().await;
+        self.teller.note("frozen-member-stale", start.elapsed(), outcome);
+
+        let start = Instant::now();
+        let outcome = self.rotation().await;
+        self.teller.note("rotation-acknowledged", start.elapsed(), outcome);
 
         if !once {
             let web = self.world.workload("web")?;
@@ -429,51 +446,6 @@ impl Story {
         self.teller.say("onprem deletes its rule");
         onprem.intention_delete("web.shop.east", destination, "rule", "deny", Duration::ZERO).await?;
         Ok(((everywhere, took), (cut, cut_took)))
-    }
-
-    /// A guest joins and calls payments. One lawmaker puts it out: west, which only hears of it, cuts its live connection.
-    /// A second one makes that final.
-    async fn eviction(&mut self) -> Result<String> {
-        const GUEST: &str = "guest";
-        self.world.gateway(GUEST, GUEST, true).await?;
-        let west = self.world.cluster("west")?.client().await?;
-        let token = west.link_token(GUEST, None, false).await?.token;
-        self.world.cluster(GUEST)?.client().await?.link_join(&token).await?;
-        let visitor = Workload { account: "visitor.rooms", serves: None, by_uid: false };
-        self.world.start_workload("visitor", GUEST, visitor).await?;
-        self.allow("west", "visitor.rooms.guest", "payments.billing").await?;
-        let socks = self.world.workload("visitor")?.socks;
-        let mut live = until("the guest reaches payments", CONVERGE, || Live::open(socks, PAYMENTS, PORT)).await?;
-        live.carries().await?;
-        let (east, onprem) =
-            (self.world.cluster("east")?.client().await?, self.world.cluster("onprem")?.client().await?);
-        self.teller.say("a guest joined and calls payments; east, a lawmaker, evicts it");
-        let start = Instant::now();
-        if self.broken("eviction") {
-            // Of no account to west.
-            east.cluster_block(GUEST).await?;
-        } else {
-            east.cluster_evict(GUEST).await?;
-        }
-        let took = live.cut(CONVERGE).await.context("the guest's live connection to west")?.duration_since(start);
-        ensure!(browse::get(socks, PAYMENTS, PORT, "/").await.is_err(), "the guest is still let through");
-        self.teller.say("onprem, the other lawmaker, signs it too: it is final");
-        let signed = onprem.cluster_evict(GUEST).await?;
-        ensure!(signed.for_good, "with two signatures it is not final: {signed:?}");
-        for name in ["east", "west", "onprem"] {
-            let client = self.world.cluster(name)?.client().await?;
-            until(&format!("the guest is out at {name}"), CONVERGE, || async {
-                let clusters = client.cluster_list().await?.clusters;
-                let guest = clusters.iter().find(|cluster| cluster.name == GUEST).context("it is not shown")?;
-                ensure!(guest.state == "evicted" && guest.evicted_by == ["east", "onprem"], "{name} shows {guest:?}");
-                Ok(())
-            })
-            .await?;
-        }
-        Ok(format!(
-            "its live connection at west ended {} ms after east signed; final with onprem's word",
-            took.as_millis()
-        ))
     }
 
     /// A connection that is five lifetimes of an SVID old still carries bytes.

@@ -9,6 +9,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use gateway_cli::Client;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -230,6 +234,15 @@ impl Cluster {
     /// Kills the gateway as a crash would.
     pub(crate) async fn crash(&mut self) -> Result<()> {
         self.gateway.crash().await
+    }
+
+    /// Sends a signal to the gateway and to the processes that it started.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let gateway = self.pid()?;
+        for pid in children(gateway)?.into_iter().chain([gateway]) {
+            kill(Pid::from_raw(i32::try_from(pid)?), signal)?;
+        }
+        Ok(())
     }
 
     /// Starts the gateway again from what is on its disk.

@@ -5,6 +5,10 @@
 #![allow(clippy::result_large_err, reason = "an error ends the program, and is made once")]
 
 mod federation;
+mod member;
+mod path;
+mod propagation;
+mod sync;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -32,7 +36,13 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
         }
     }
     let figures = match part.as_str() {
-        "federation" => federation::measure()?,
+        "federation" => {
+            let mut figures = federation::measure()?;
+            let runtime = tokio::runtime::Runtime::new()?;
+            figures["cold_sync_s"] = runtime.block_on(sync::measure())?;
+            figures["propagation_ms"] = runtime.block_on(propagation::measure())?;
+            figures
+        }
         other => bail!("part {other:?} is not known"),
     };
     let text = serde_json::to_string_pretty(&figures)?;

@@ -44,6 +44,7 @@ pub(crate) fn summary(arguments: Arguments, outcomes: &[Outcome]) -> Value {
         "crashes": total(|figures| figures.crashes),
         "restores": total(|figures| figures.restores),
         "equivocations": total(|figures| figures.equivocations),
+        "evictions": total(|figures| figures.evictions),
         "publications": total(|figures| figures.publications),
         "decisions": total(|figures| figures.decisions),
         "messages": total(|figures| figures.messages),

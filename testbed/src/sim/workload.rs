@@ -1,8 +1,10 @@
 //! What the simulated operators write, and the parties that it is about.
 
+use std::collections::BTreeMap;
+
 use federation_model::{
-    Accept, Action, Audience, Body, ClusterId, DestinationPattern, Export, Intention, IntentionKey, Label, Layer,
-    MemberTerms, RuleState, ServiceId, SourcePattern, SpiffeId, TrustBundle,
+    Accept, Action, Audience, Body, ClusterId, DestinationPattern, Eviction, Export, Intention, IntentionKey, Label,
+    Layer, MemberTerms, RuleState, ServiceId, SourcePattern, SpiffeId, TrustBundle,
 };
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 
@@ -17,13 +19,14 @@ enum Act {
     Terms,
     Rotate,
     Lawmaker,
+    Evict,
     Service,
     Rule,
 }
 
 /// How often each is done, relative to the others.
-const SHARES: [(Act, u32); 5] =
-    [(Act::Terms, 1), (Act::Rotate, 1), (Act::Lawmaker, 1), (Act::Service, 4), (Act::Rule, 13)];
+const SHARES: [(Act, u32); 6] =
+    [(Act::Terms, 4), (Act::Rotate, 4), (Act::Lawmaker, 4), (Act::Evict, 1), (Act::Service, 16), (Act::Rule, 51)];
 
 fn label<T: std::str::FromStr>(random: &mut StdRng, names: &[&str]) -> Label<T> {
     match names.choose(random).and_then(|name| name.parse().ok()) {
@@ -92,6 +95,11 @@ pub(crate) fn write(
         Act::Lawmaker => {
             let cluster = candidate(random.random_range(0..clusters)).id;
             (Audience::Law, Body::Lawmaker { cluster, on: random.random_bool(0.8) })
+        }
+        // Of itself it leaves; the heads of anybody else are named when it is written.
+        Act::Evict => {
+            let cluster = candidate(random.random_range(0..clusters)).id;
+            (Audience::Law, Body::Eviction(Eviction { cluster, heads: BTreeMap::new() }))
         }
         Act::Service => (audience(random, clusters), service(random)),
         Act::Rule => {

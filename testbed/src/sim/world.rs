@@ -65,6 +65,7 @@ pub(crate) struct Figures {
     pub(crate) partitions: u64,
     pub(crate) strikes: u64,
     pub(crate) equivocations: u64,
+    pub(crate) evictions: u64,
     pub(crate) publications: u64,
     pub(crate) decisions: u64,
     pub(crate) messages: u64,

@@ -648,6 +648,23 @@ fn a_writer_replaces_its_newest_word_on_its_own_matters() {
 }
 
 #[test]
+fn a_writer_goes_on_in_a_new_epoch_when_one_is_full() {
+    let head = |seq| Head { seq, digest: Digest([9; 32]) };
+    let place = |epoch, seq, previous| Position { epoch, seq, previous };
+    let table = [
+        (None, 0, 1, place(1, 1, Digest::ZERO)),
+        (Some((1, head(7))), 1, 1, place(1, 8, Digest([9; 32]))),
+        (Some((1, head(7))), 1, 3, place(3, 1, Digest::ZERO)),
+        (Some((4, head(EPOCH_RECORDS_MAX - 1))), 4, 1, place(4, EPOCH_RECORDS_MAX, Digest([9; 32]))),
+        (Some((4, head(EPOCH_RECORDS_MAX))), 4, 1, place(5, 1, Digest::ZERO)),
+        (None, 4, 2, place(5, 1, Digest::ZERO)),
+    ];
+    for (open, highest, floor, wanted) in table {
+        assert_eq!(following(open, highest, floor), wanted, "{open:?} {highest} {floor}");
+    }
+}
+
+#[test]
 fn what_a_write_replaces_is_bounded() {
     let (mut replica, mut east) = single();
     let key = key("* -> *", Layer::Rule, &members());

@@ -40,9 +40,17 @@ impl Quiet<'_> {
         };
         let members: Vec<Member<'_>> = self.nodes.iter().filter(judged).filter_map(up).collect();
         ensure!(members.len() == joined, "only {} of {joined} clusters are up with a snapshot", members.len());
-        let Some((first, replica, snapshot)) = members.first() else { return Ok(0) };
-        for (node, other, other_snapshot) in &members {
+        let Some((first, replica, _)) = members.first() else { return Ok(0) };
+        for (node, other, _) in &members {
             same_records(first, replica, node, other)?;
+        }
+        // Nobody sees itself evicted: only those that see each other as members see the same.
+        let mutual = |a: &Member<'_>, b: &Member<'_>| a.2.members.is_active(&b.0.id) && b.2.members.is_active(&a.0.id);
+        for (one, two) in members.iter().flat_map(|one| members.iter().map(move |two| (one, two))) {
+            if !mutual(one, two) {
+                continue;
+            }
+            let ((first, _, snapshot), (node, _, other_snapshot)) = (one, two);
             ensure!(
                 conflicts(snapshot) == conflicts(other_snapshot),
                 "c{} and c{} show different conflicts",
@@ -76,6 +84,9 @@ impl Quiet<'_> {
                 let (source, service) = workload::pair(random, self.nodes.len(), owner.number);
                 let allowed = snapshot.authorizer.allows(&source, &service);
                 for (node, _, other) in members {
+                    if !(snapshot.members.is_active(&node.id) && other.members.is_active(&owner.id)) {
+                        continue;
+                    }
                     ensure!(
                         allowed == other.authorizer.allows(&source, &service),
                         "c{} and c{} judge {source} -> {service:?} differently",

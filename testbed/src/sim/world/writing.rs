@@ -52,8 +52,15 @@ impl World {
     }
 
     /// Writes as the link does: at the next position, over what may be replaced.
-    pub(super) fn write(&mut self, number: usize, audience: Audience, body: Body, sees_others: bool) {
+    pub(super) fn write(&mut self, number: usize, audience: Audience, mut body: Body, sees_others: bool) {
         let id = self.node(number).id;
+        let Some(replica) = &self.node(number).replica else { return };
+        if let Body::Eviction(eviction) = &mut body {
+            if eviction.cluster != id {
+                eviction.heads = replica.heads(eviction.cluster, Audience::Law);
+            }
+            self.figures.evictions += 1;
+        }
         let Some(replica) = &self.node(number).replica else { return };
         let position = replica.next_position(audience);
         let draft = self.record(id, audience, position, body, Vec::new());
