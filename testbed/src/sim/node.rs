@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use federation_model::{
-    Authentic, Candidate, ClusterId, Digest, Effect, FederationId, Record, RecordId, Replica, ReplicationKey,
+    Authentic, Body, Candidate, ClusterId, Digest, Effect, FederationId, Record, RecordId, Replica, ReplicationKey,
     SealingKey, Snapshot, Vector,
 };
 
@@ -184,6 +184,11 @@ impl Node {
         if let Some(replica) = &mut self.replica {
             replica.reload(self.disk.records().iter().cloned(), uncertain);
         }
+    }
+
+    /// Whether somebody was evicted, as far as it knows: that may take its own admission with it.
+    pub(crate) fn may_be_void(&self) -> bool {
+        self.disk.records().iter().any(|record| matches!(record.value().body, Body::Eviction(_)))
     }
 
     /// Loses all but the disk.

@@ -32,7 +32,8 @@ impl Quiet<'_> {
     /// Every cluster has the same law, and nothing that was acknowledged is lost; returns how many decisions it took.
     pub(crate) fn check(&self, random: &mut StdRng) -> Result<u64> {
         let cheats = |node: &Node| self.stubborn && Some(node.id) == self.crooked;
-        let judged = |node: &&Node| node.joined && !cheats(node) && self.is_admitted(node);
+        let void = |node: &Node| node.is_up() && node.snapshot.is_none() && node.may_be_void();
+        let judged = |node: &&Node| node.joined && !cheats(node) && !void(node) && self.is_admitted(node);
         let joined = self.nodes.iter().filter(judged).count();
         let up = |node| -> Option<Member<'_>> {
             let node: &Node = node;

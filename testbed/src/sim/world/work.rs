@@ -172,7 +172,8 @@ impl World {
         }
         figures.publications += 1;
         let Some(snapshot) = replica.snapshot(node.revision) else {
-            ensure!(node.damaged, "c{number} has all it wrote and is no member");
+            // An eviction of its sponsor may name a head before its admission.
+            ensure!(node.damaged || node.may_be_void(), "c{number} has all it wrote and is no member");
             node.snapshot = None;
             return Ok(());
         };
