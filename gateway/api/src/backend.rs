@@ -232,6 +232,12 @@ pub trait System: Send + Sync + 'static {
     /// It has no SVID.
     fn pin(&self) -> Result<Digest, Refusal>;
 
+    /// Gives this edge an SVID with another key.
+    ///
+    /// # Errors
+    /// The signer refuses.
+    fn renew_edge(&self) -> BoxFuture<'_, Result<(), Refusal>>;
+
     /// The rotation of the root that is under way, or the last one.
     fn rotation(&self) -> BoxFuture<'_, Result<Option<Rotation>, Refusal>>;
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use federation_identity::now;
 use federation_model::{ClusterId, Timestamp};
 use proto::manage as wire;
 
-use super::{count, naming};
+use super::{count, naming, revoking};
 use crate::{Refusal, Rotation, server::Shared};
 
 /// Most members that a rotation may leave out by name in one request.
@@ -18,11 +19,10 @@ impl Shared {
     }
 
     fn certificate_status(&self, rotation: Option<Rotation>) -> wire::CertStatusReply {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let certificates = self.system.certificates().into_iter().map(|certificate| wire::Certificate {
             kind: certificate.kind.to_owned(),
             spiffe_id: certificate.spiffe_id.to_string(),
-            serial: hex(&certificate.serial),
+            serial: revoking::hex(&certificate.serial),
             not_before_ms: certificate.not_before.as_millis(),
             not_after_ms: certificate.not_after.as_millis(),
             key: certificate.key_sha256.to_string(),
@@ -41,7 +41,13 @@ impl Shared {
             })
         });
         let rotation = rotation.map(|rotation| self.told(rotation));
-        wire::CertStatusReply { certificates: certificates.collect(), bundles: bundles.collect(), rotation }
+        let revoked = snapshot.iter().flat_map(|snapshot| revoking::revoked(snapshot, now()));
+        wire::CertStatusReply {
+            certificates: certificates.collect(),
+            bundles: bundles.collect(),
+            rotation,
+            revoked: revoked.collect(),
+        }
     }
 
     pub(super) async fn rotate_root(
