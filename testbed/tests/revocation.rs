@@ -1,11 +1,12 @@
 //! A key is revoked while connections stand on it: they are cut in every cluster, nobody accepts it again, and the
 //! workload that it was stolen from gets another.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use testbed::worlds::{CONVERGE, Cluster, Failure, Plan, Workload, World, link, until};
+use tokio::time::{Instant, sleep};
 
 const LIMIT: Duration = Duration::from_secs(180);
 const PAYMENTS: &str = "payments.billing.west.mesh.internal";
@@ -136,6 +137,60 @@ async fn a_stolen_key_is_revoked_everywhere_and_its_owner_goes_on_with_another()
         other.until_call(PAYMENTS, PORT, CONVERGE).await?;
         ensure!(serial(&east, "/ns/shop/sa/other").await? == others, "another's certificate was touched");
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_intermediate_is_replaced_under_live_connections_and_the_old_one_can_be_revoked() -> Result<(), Failure> {
+    World::tell(LIMIT, async |world| {
+        let ttl = Duration::from_secs(6);
+        let (mut west, east) = tokio::try_join!(
+            Cluster::start(world, Plan::new("west").inbound().svid_ttl(ttl)),
+            Cluster::start(world, Plan::new("east").inbound().svid_ttl(ttl)),
+        )?;
+        link(&[&west, &east], &[]).await?;
+        let (web, _payments) = tokio::try_join!(
+            Workload::by_token(world, &east, "web.shop", None),
+            Workload::by_token(world, &west, "payments.billing", Some(("payments.billing", PORT))),
+        )?;
+        let what = "payments is exported";
+        until(what, CONVERGE, async || west.run(&["service", "export", "payments.billing"]).await.map(|_| ())).await?;
+        west.run(&["intention", "allow", "web.shop.east", "payments.billing"]).await?;
+        let mut live = web.until_call(PAYMENTS, PORT, CONVERGE).await?;
+
+        let replaced = west.json(&["cert", "rotate-intermediate"]).await?;
+        let (signs, before) = (text(&replaced, "signs")?.to_owned(), text(&replaced, "before")?.to_owned());
+        ensure!(signs != before, "{replaced}");
+        west.ask(&["cert", "revoke", &signs]).await?.refused(REFUSED, &["rotate-intermediate"])?;
+        // Neither what lives nor what begins is disturbed, over several lives of an SVID and a restart.
+        let started = Instant::now();
+        while started.elapsed() < ttl * 2 {
+            live.exchange().await?;
+            web.call(PAYMENTS, PORT).await.context("a new connection")?;
+            sleep(Duration::from_millis(100)).await;
+        }
+        west.crash().await?;
+        west.restart().await?;
+        let status = west.list(&["cert", "status"], "certificates").await?;
+        ensure!(
+            status.iter().any(|one| one["kind"] == "intermediate" && one["serial"] == signs.as_str()),
+            "{status:?}"
+        );
+        // Nothing stands on the old one any more, so revoking it disturbs nobody.
+        web.until_call(PAYMENTS, PORT, CONVERGE).await?;
+        until_up(&west, "east").await?;
+        let mut live = web.until_call(PAYMENTS, PORT, CONVERGE).await?;
+        west.run(&["cert", "revoke", &before]).await?;
+        until("east has heard of it", CONVERGE, async || {
+            let revoked = east.list(&["cert", "status"], "revoked").await?;
+            ensure!(revoked.iter().any(|one| one["serial"] == before.as_str()), "{revoked:?}");
+            Ok(())
+        })
+        .await?;
+        live.exchange().await?;
+        web.call(PAYMENTS, PORT).await.context("a new connection")?;
+        until_up(&east, "west").await
     })
     .await
 }

@@ -153,6 +153,14 @@ impl Manage for Service {
         Ok(Response::new(self.0.abort_rotation(author).await?))
     }
 
+    async fn rotate_intermediate(
+        &self,
+        request: Request<wire::RotateIntermediateRequest>,
+    ) -> Reply<wire::RotateIntermediateReply> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.rotate_intermediate(author).await?))
+    }
+
     async fn list_certificates(&self, _: Request<wire::ListCertificatesRequest>) -> Reply<wire::IssuedList> {
         Ok(Response::new(self.0.list_certificates()?))
     }

@@ -152,6 +152,8 @@ impl Client {
         cert_status: cert_status(CertStatusRequest) -> CertStatusReply;
         /// The certificates of this cluster that have not ended, and every member's revoked keys.
         cert_list: list_certificates(ListCertificatesRequest) -> IssuedList;
+        /// Makes another intermediate, which signs from then on.
+        rotate_intermediate: rotate_intermediate(RotateIntermediateRequest) -> RotateIntermediateReply;
         /// Gives up the rotation of the root.
         abort_rotation: abort_rotation(AbortRotationRequest) -> RotationReply;
         /// Reads the configuration again.

@@ -282,6 +282,16 @@ fn revoked(keys: &[manage::RevokedKey], now: SystemTime) -> String {
     format!("\n{}", table(["REVOKED BY", "SERIAL", "KEY", "ENDS"], rows))
 }
 
+pub(crate) fn intermediate(reply: &manage::RotateIntermediateReply, now: SystemTime) -> String {
+    let line = format!(
+        "intermediate {} signs from now on; the last certificate by {} ends {}: revoke that one if its key was stolen",
+        reply.signs,
+        reply.before,
+        moment(reply.last_ends_ms, now)
+    );
+    crate::format::clean(&line) + "\n"
+}
+
 pub(crate) fn revocation(reply: &manage::RevokeReply, now: SystemTime) -> String {
     let certificate = reply.certificate.clone().unwrap_or_default();
     let line = format!(

@@ -369,6 +369,9 @@ pub enum CertVerb {
         #[command(flatten)]
         output: Output,
     },
+    /// Makes another intermediate, which signs from then on. The root stays, so nobody has to be waited for, and what the
+    /// one before signed is good until it ends.
+    RotateIntermediate(Output),
     /// Rotates this cluster's root: a new one is published, every member acknowledges it, then it signs, and the old one
     /// goes once its last SVID has ended. Goes on with a rotation that is under way.
     RotateRoot {

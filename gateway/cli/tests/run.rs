@@ -182,6 +182,11 @@ answers! {
             not_after_ms: NOW_MS + 90_000,
         }],
     };
+    rotate_intermediate(RotateIntermediateRequest) -> RotateIntermediateReply: |_, _| wire::RotateIntermediateReply {
+        signs: "0bb0".into(),
+        before: "0aff".into(),
+        last_ends_ms: NOW_MS + 3_600_000,
+    };
     revoke_certificate(RevokeCertificateRequest) -> RevokeReply: |_, _| wire::RevokeReply {
         certificate: Some(issued(true)),
         record: "abc/law/1.9".into(),
@@ -448,6 +453,7 @@ async fn every_other_verb_answers() {
         ("cert rotate-root", "onprem: 40 s behind, left out"),
         ("cert rotate-root --wait", "retired"),
         ("cert rotate-root --abort", "given up"),
+        ("cert rotate-intermediate", "intermediate 0bb0 signs from now on; the last certificate by 0aff ends"),
         ("cert list", "0aff10"),
         ("cert list", "REVOKED BY"),
         ("cert revoke 0a:ff:10", "revoked 0aff10 of spiffe://east.mesh.internal/ns/shop/sa/web"),

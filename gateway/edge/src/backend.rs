@@ -285,6 +285,10 @@ impl System for Program {
         Box::pin(self.rotation.renew_edge())
     }
 
+    fn rotate_intermediate(&self) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(self.rotation.intermediate())
+    }
+
     fn rotation(&self) -> BoxFuture<'_, Result<Option<gateway_api::Rotation>, Refusal>> {
         Box::pin(self.rotation.status())
     }

@@ -261,6 +261,19 @@ impl Rotation {
         renewed.map_err(|error| internal(error.into()))
     }
 
+    /// See [`gateway_api::System::rotate_intermediate`].
+    pub(crate) async fn intermediate(&self) -> Result<(), Refusal> {
+        let mut step = self.step.lock().await;
+        self.take_up(&mut step).await?;
+        let Inputs { signer, store, .. } = &self.inputs;
+        let rotated = blocking(signer, |signer| signer.rotate(RotationStep::Intermediate)).await;
+        let (_, sealed) = rotated.map_err(unsigned)?;
+        let own = keys::resealed(store.as_ref(), sealed.clone()).await.map_err(internal)?;
+        store.apply(vec![own]).await.map_err(|error| internal(error.into()))?;
+        step.unopened = Some(sealed);
+        self.take_up(&mut step).await
+    }
+
     /// Publishes the roots of the keys, unless they are the bundle in force.
     async fn publish(&self, authority: &Authority, step: &mut Step) -> Result<()> {
         let held = self.inputs.ground.bundle().context("there is no bundle of this cluster in force")?;

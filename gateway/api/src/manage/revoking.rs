@@ -52,9 +52,9 @@ impl Shared {
         let authority = self.system.certificates();
         if let Some(one) = authority.iter().find(|one| one.kind != "edge" && one.serial == serial) {
             let message = format!(
-                "{text} is the certificate of this cluster's {}, which signs all others: replace it with `hanse cert \
-                 rotate-root`",
-                one.kind
+                "{text} is the certificate of this cluster's {kind}, which signs others: replace it first, with `hanse \
+                 cert rotate-{kind}`",
+                kind = one.kind
             );
             return refuse(Kind::State, "signs_others", message);
         }

@@ -22,6 +22,10 @@ pub(super) async fn run(verb: CertVerb, socket: &Path, terminal: &mut Terminal<'
             let reply = client.cert_status().await?;
             print(terminal, output, &reply, |terminal| show::certificates(&reply, terminal.now))?;
         }
+        CertVerb::RotateIntermediate(output) => {
+            let reply = client.rotate_intermediate().await?;
+            print(terminal, output, &reply, |terminal| show::intermediate(&reply, terminal.now))?;
+        }
         CertVerb::List(output) => {
             let reply = client.cert_list().await?;
             print(terminal, output, &reply, |terminal| show::issued(&reply, terminal.now))?;
@@ -102,4 +106,24 @@ fn waits_for(rotation: &manage::Rotation, limit: Duration) -> String {
 
 async fn look(socket: &Path) -> Result<manage::CertStatusReply, Failure> {
     Ok(Client::connect(socket).await?.cert_status().await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_waited_for_is_named_and_who_was_left_out_is_not() {
+        let laggard = |cluster: &str| manage::Laggard { cluster: cluster.into(), data_age_ms: 1 };
+        let rotation = manage::Rotation {
+            phase: "published".into(),
+            behind: ["onprem", "north", "east\u{1b}[2J"].map(laggard).into(),
+            without: vec!["north".into()],
+            ..manage::Rotation::default()
+        };
+        let said = waits_for(&rotation, Duration::from_secs(600));
+        assert!(said.contains("waiting for onprem, east") && said.contains("within 10m"), "{said}");
+        assert!(!said.contains("north") && !said.contains('\u{1b}'), "{said}");
+        assert!(said.contains("--without") && said.contains("--abort"), "{said}");
+    }
 }

@@ -51,6 +51,7 @@ fn every_verb_of_the_manual_is_understood() {
         "cert rotate-root --without east,north --without onprem --wait -o json",
         "cert rotate-root --wait --timeout 90s",
         "cert rotate-root --abort",
+        "cert rotate-intermediate",
         "cert list",
         "cert revoke 0a:ff:10 -o json",
         "check -o json",

@@ -299,6 +299,10 @@ impl System for FakeSystem {
         Box::pin(async { Ok(()) })
     }
 
+    fn rotate_intermediate(&self) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async { Err(Refusal::new(Kind::NotReady, "signer_gone", "the signer does not answer")) })
+    }
+
     fn rotation(&self) -> BoxFuture<'_, Result<Option<Rotation>, Refusal>> {
         let held = self.rotation.lock().expect("lock").clone();
         Box::pin(async { Ok(held.map(rotation)) })
