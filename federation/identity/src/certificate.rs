@@ -155,6 +155,11 @@ pub(crate) fn p256_point(spki: &[u8]) -> Option<[u8; P256_POINT_BYTES]> {
     (point[0] == 0x04).then_some(point)
 }
 
+/// SubjectPublicKeyInfo (DER) of an uncompressed P-256 point.
+pub(crate) fn p256_spki(point: &[u8]) -> Vec<u8> {
+    [&P256_SPKI_HEAD, point].concat()
+}
+
 /// X.509 counts seconds; what lies before 1970 is held there.
 fn timestamp(seconds: i64) -> Timestamp {
     Timestamp::from_secs(u64::try_from(seconds).unwrap_or(0))

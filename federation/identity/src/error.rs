@@ -71,6 +71,8 @@ pub enum SvidError {
     NoRoots(TrustDomain),
     #[error("no root of trust domain {0} issued this chain")]
     UnknownIssuer(TrustDomain),
+    #[error("the key of {0}, or of its issuer, was revoked by its own cluster")]
+    Revoked(SpiffeId),
     #[error("a signature in the chain does not match")]
     BadSignature,
     #[error("a signature in the chain is of an algorithm other than ECDSA with P-256 or P-384")]
@@ -176,6 +178,7 @@ impl SvidError {
             Self::UnknownTrustDomain(_) => "unknown_trust_domain",
             Self::NoRoots(_) => "no_roots",
             Self::UnknownIssuer(_) => "unknown_issuer",
+            Self::Revoked(_) => "revoked",
             Self::BadSignature => "bad_signature",
             Self::SignatureAlgorithm => "signature_algorithm",
             Self::SignatureAlgorithmMismatch => "signature_algorithm_mismatch",

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     SvidError,
-    certificate::Certificate,
+    certificate::{Certificate, p256_spki},
     sha256,
     verifier::{CERTIFICATE_BYTES_MAX, CHAIN_LENGTH_MAX},
 };
@@ -159,6 +159,11 @@ impl Svid {
     pub fn public_key(&self) -> &[u8] {
         self.header_key.public_key().as_ref()
     }
+
+    /// SHA-256 of the leaf's public key (SPKI DER).
+    pub fn key_digest(&self) -> Digest {
+        sha256(&p256_spki(self.public_key()))
+    }
 }
 
 impl fmt::Debug for Svid {
@@ -247,7 +252,9 @@ mod tests {
         let other = Svid::assemble(SvidKey::generate(), issued.chain.clone()).expect_err("other key");
         assert_eq!(other, SvidError::KeyMismatch);
         assert_eq!(Svid::assemble(SvidKey::generate(), vec![]).expect_err("empty"), SvidError::ChainEmpty);
+        let spki = key.spki_digest();
         let svid = Svid::assemble(key, issued.chain.clone()).expect("svid");
+        assert_eq!(svid.key_digest(), spki);
         assert_eq!((svid.id(), svid.serial(), svid.not_after()), (&id, &issued.serial[..], issued.not_after));
 
         let live = LiveSvid::new();

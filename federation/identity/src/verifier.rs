@@ -5,8 +5,8 @@
 //! what the identity may do.
 //!
 //! Order: bounds, then the leaf read, then its trust domain picks the only roots that count, then each X509-SVID check
-//! of the leaf (cheap), then the path and its signatures (dear), then each check of the issuers along it, then what the
-//! caller expects. Chains that passed are remembered by their digest, so that the same chain costs one hash the next
+//! of the leaf (cheap), then the path and its signatures (dear), then each check of the issuers along it, then whether a
+//! key was revoked, then what the caller expects. Chains that passed are remembered by their digest, so that the same chain costs one hash the next
 //! time; what is remembered falls with its bundle and with its first end.
 
 mod anchors;
@@ -21,7 +21,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use federation_model::{Bundles, Digest, Proof, Role, SpiffeId, Timestamp, TrustBundle, TrustDomain, VerifiedPeer};
+use federation_model::{
+    Bundles, Digest, Proof, Revocations, Role, SpiffeId, Timestamp, TrustBundle, TrustDomain, VerifiedPeer,
+};
 use rustls_pki_types::CertificateDer;
 
 use self::{anchors::Anchors, cache::Cache};
@@ -49,6 +51,8 @@ pub(crate) struct Verified {
     pub(crate) issuer: Digest,
     /// SHA-256 of the leaf's DER.
     pub(crate) leaf: Digest,
+    /// SHA-256 of the leaf's public key.
+    pub(crate) key_digest: Digest,
     /// Latest beginning and earliest end along the chain, root included.
     pub(crate) not_before: Timestamp,
     pub(crate) not_after: Timestamp,
@@ -59,7 +63,7 @@ pub(crate) struct Verified {
 impl Verified {
     /// The proof, in the hand of the one who knows how it was given.
     pub(crate) fn peer(&self, proof: Proof) -> VerifiedPeer {
-        VerifiedPeer::assertion(self.id.clone(), proof, self.issuer, self.leaf, self.not_after)
+        VerifiedPeer::assertion(self.id.clone(), proof, self.issuer, self.leaf, self.key_digest, self.not_after)
     }
 }
 
@@ -73,16 +77,31 @@ pub struct Verifier {
 
 #[derive(Default)]
 struct Inner {
-    /// Per trust domain, its roots. There is no other way to find a root.
-    anchors: ArcSwap<HashMap<TrustDomain, Arc<Anchors>>>,
+    in_force: ArcSwap<InForce>,
     /// One publication at a time, so that the later one stays.
     publishing: Mutex<()>,
     cache: Mutex<Cache>,
 }
 
+/// What was published last, all at once.
+#[derive(Default)]
+struct InForce {
+    /// Per trust domain, its roots. There is no other way to find a root.
+    anchors: HashMap<TrustDomain, Arc<Anchors>>,
+    revoked: Arc<Revocations>,
+}
+
+impl InForce {
+    /// Nobody is asked about a key of another domain than the identity's own.
+    fn is_revoked(&self, verified: &Verified) -> bool {
+        let revoked = self.revoked.get(verified.id.trust_domain());
+        revoked.is_some_and(|keys| keys.contains_key(&verified.key_digest) || keys.contains_key(&verified.issuer))
+    }
+}
+
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Verifier").field("trust_domains", &self.inner.anchors.load().len()).finish()
+        f.debug_struct("Verifier").field("trust_domains", &self.trust_domains()).finish()
     }
 }
 
@@ -97,12 +116,12 @@ impl Verifier {
     /// chains; what was remembered of a changed bundle falls. A root that cannot be used is left out and returned.
     pub fn publish(&self, bundles: &Bundles) -> Vec<IgnoredRoot> {
         let _one = self.inner.publishing.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = self.inner.anchors.load();
+        let held = self.inner.in_force.load();
         let mut ignored = Vec::new();
         let mut next = HashMap::new();
         let mut changed = false;
         for bundle in bundles.iter() {
-            let anchors = match held.get(&bundle.trust_domain) {
+            let anchors = match held.anchors.get(&bundle.trust_domain) {
                 Some(anchors) if anchors.is_of(bundle) => anchors.clone(),
                 _ => {
                     changed = true;
@@ -111,8 +130,10 @@ impl Verifier {
             };
             next.insert(bundle.trust_domain.clone(), anchors);
         }
-        if changed || next.len() != held.len() {
-            self.inner.anchors.store(Arc::new(next));
+        let revoked = bundles.revocations();
+        changed |= !Arc::ptr_eq(revoked, &held.revoked) && *revoked != held.revoked;
+        if changed || next.len() != held.anchors.len() {
+            self.inner.in_force.store(Arc::new(InForce { anchors: next, revoked: revoked.clone() }));
         }
         for root in &ignored {
             tracing::warn!(trust_domain = %root.trust_domain, reason = root.reason, "root in bundle is not usable");
@@ -140,12 +161,12 @@ impl Verifier {
 
     /// How many trust domains are known.
     pub fn trust_domains(&self) -> usize {
-        self.inner.anchors.load().len()
+        self.inner.in_force.load().anchors.len()
     }
 
     /// Whether a bundle of this trust domain is in force.
     pub fn knows(&self, domain: &TrustDomain) -> bool {
-        self.inner.anchors.load().contains_key(domain)
+        self.inner.in_force.load().anchors.contains_key(domain)
     }
 
     /// Every check, or the memory of them, and then what the caller expects.
@@ -156,13 +177,20 @@ impl Verifier {
         expected: &Expected<'_>,
     ) -> Result<Arc<Verified>, SvidError> {
         checks::run_bounds(chain)?;
-        let anchors = self.inner.anchors.load();
+        let in_force = self.inner.in_force.load();
+        let anchors = &in_force.anchors;
+        let accept = |verified: Arc<Verified>| {
+            if checks::enabled("revoked") && in_force.is_revoked(&verified) {
+                return Err(SvidError::Revoked(verified.id.clone()));
+            }
+            expected.check(&verified)?;
+            Ok(verified)
+        };
         let digest = chain_digest(chain);
         if let Some(verified) = self.cache().get(&digest, now, |domain, generation| {
             anchors.get(domain).is_some_and(|anchors| anchors.generation() == generation)
         }) {
-            expected.check(&verified)?;
-            return Ok(verified);
+            return accept(verified);
         }
         let certificates = parse(chain)?;
         let id = leaf_id(&certificates)?;
@@ -175,8 +203,7 @@ impl Verifier {
         };
         let verified = Arc::new(verify_chain(&certificates, id, &roots, now)?);
         self.cache().insert(digest, verified.clone(), roots.generation());
-        expected.check(&verified)?;
-        Ok(verified)
+        accept(verified)
     }
 
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
@@ -285,6 +312,7 @@ fn verify_chain(
     Ok(Verified {
         issuer: path.issuer_key,
         leaf: crate::sha256(leaf.der),
+        key_digest: crate::sha256(leaf.spki),
         not_before: along().map(|one| one.not_before).fold(path.root_not_before, Timestamp::max),
         not_after: along().map(|one| one.not_after).fold(path.root_not_after, Timestamp::min),
         key,

@@ -81,7 +81,8 @@ impl Unchecked {
     /// Checks the signature by a key that may turn out not to be the writer's; what does not fit is as it was.
     fn try_key(self, key: ReplicationKey) -> Piece {
         let as_it_was = self.clone();
-        self.check(None, |_| Some(key)).map_or(Piece::Unchecked(as_it_was), |record| Piece::Good(record, key))
+        self.check(None, |_| Some(key))
+            .map_or_else(|_| Piece::Unchecked(Box::new(as_it_was)), |record| Piece::Good(record, key))
     }
 
     /// Checks the signature: of a founding record by the key that it brings, and only if it founds `federation`; of any
@@ -124,7 +125,7 @@ pub(crate) async fn check_all(
 enum Piece {
     /// Good under the key of the first admission of its writer, counted or not.
     Good(Authentic<Record>, ReplicationKey),
-    Unchecked(Unchecked),
+    Unchecked(Box<Unchecked>),
 }
 
 fn check_in_order(federation: &FederationId, envelopes: Vec<Arc<[u8]>>) -> (Vec<Authentic<Record>>, Vec<Unfit>) {
@@ -143,7 +144,7 @@ fn check_in_order(federation: &FederationId, envelopes: Vec<Arc<[u8]>>) -> (Vec<
     }
     let mut waiting = beside_each_other(waiting, |unchecked: Unchecked| match likely.get(&unchecked.writer()) {
         Some(key) if !unchecked.founds() => unchecked.try_key(*key),
-        _ => Piece::Unchecked(unchecked),
+        _ => Piece::Unchecked(Box::new(unchecked)),
     });
     let mut keys: HashMap<ClusterId, ReplicationKey> = HashMap::new();
     loop {

@@ -632,6 +632,7 @@ fn own_words(replica: &Replica) -> Vec<(Audience, Body, String)> {
             &record.value().body,
             Body::Terms(_)
                 | Body::Bundle(_)
+                | Body::Revocation(_)
                 | Body::Service(_)
                 | Body::Intention(Intention { state: RuleState::Is(_), .. })
         )

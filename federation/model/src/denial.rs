@@ -24,6 +24,8 @@ pub enum DenialReason {
     IdentityMismatch,
     /// The credential has ended.
     Expired,
+    /// The key of the credential was revoked.
+    Revoked,
     /// No snapshot yet, or an unreadable one.
     NoSnapshot,
     /// Nothing serves the service right now.
@@ -48,6 +50,7 @@ impl DenialReason {
             Self::WrongProof => "wrong_proof",
             Self::IdentityMismatch => "identity_mismatch",
             Self::Expired => "expired",
+            Self::Revoked => "revoked",
             Self::NoSnapshot => "no_snapshot",
             Self::NoInstance => "no_instance",
             Self::Unreachable => "unreachable",
@@ -58,7 +61,7 @@ impl DenialReason {
 
     /// The reason of a word, for frames from a peer; an unknown word is `None`.
     pub fn from_word(word: &str) -> Option<Self> {
-        const ALL: [DenialReason; 13] = [
+        const ALL: [DenialReason; 14] = [
             DenialReason::DefaultDeny,
             DenialReason::Rule,
             DenialReason::Guardrail,
@@ -67,6 +70,7 @@ impl DenialReason {
             DenialReason::WrongProof,
             DenialReason::IdentityMismatch,
             DenialReason::Expired,
+            DenialReason::Revoked,
             DenialReason::NoSnapshot,
             DenialReason::NoInstance,
             DenialReason::Unreachable,
@@ -118,6 +122,7 @@ impl fmt::Display for Denial {
             DenialReason::WrongProof => f.write_str("its identity was not proved in the way this step needs"),
             DenialReason::IdentityMismatch => f.write_str("the identity in TLS is not the one in the header"),
             DenialReason::Expired => f.write_str("its credential has ended"),
+            DenialReason::Revoked => f.write_str("the key of its credential was revoked"),
             DenialReason::NoSnapshot => f.write_str("no readable snapshot of the law is here yet"),
             DenialReason::NoInstance => f.write_str("nothing serves it right now"),
             DenialReason::Unreachable => f.write_str("the member that owns it cannot be reached"),

@@ -112,7 +112,7 @@ impl Fold {
             || record.replaces.iter().any(|id| self.opaque.contains_key(id));
         if is_paper(record) {
             self.stale.bundles = true;
-            self.stale.roll |= !matches!(record.body, Body::Bundle(_));
+            self.stale.roll |= !is_about_keys(record);
         }
     }
 
@@ -220,5 +220,10 @@ impl Fold {
 
 /// Whether a record is about the federation itself: its members, what they may and by which roots they are known.
 fn is_paper(record: &Record) -> bool {
-    roll::is_paper(record) || (matches!(record.body, Body::Bundle(_)) && record.audience == Audience::Law)
+    roll::is_paper(record) || is_about_keys(record)
+}
+
+/// Whether a record says by which keys its writer's own identities are believed, or are not.
+fn is_about_keys(record: &Record) -> bool {
+    matches!(record.body, Body::Bundle(_) | Body::Revocation(_)) && record.audience == Audience::Law
 }

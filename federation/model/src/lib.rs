@@ -31,7 +31,10 @@ mod token;
 mod vector;
 
 pub use authorizer::{Authorizer, Decision, Standing};
-pub use bundle::{BundleError, Bundles, ROOT_BYTES_MAX, ROOTS_MAX, TrustBundle};
+pub use bundle::{
+    BundleError, Bundles, REVOCATIONS_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Revocation, Revocations, SERIAL_BYTES_MAX,
+    TrustBundle,
+};
 pub use cluster::{
     Accept, Approval, ClusterId, Digest, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX, Endpoint, FederationId, Member,
     MemberState, Members, Relay, ReplicationKey, SealingKey,

@@ -24,16 +24,24 @@ pub struct VerifiedPeer {
     proof: Proof,
     issuer: Digest,
     leaf: Digest,
+    key: Digest,
     not_after: Timestamp,
 }
 
 impl VerifiedPeer {
     /// Asserts that every check was made: called by `federation/identity` and nowhere else (a test holds this).
     ///
-    /// `issuer` is the SHA-256 of the issuing certificate's public key, `leaf` that of the leaf's DER, `not_after` the
-    /// earliest end along the chain.
-    pub fn assertion(id: SpiffeId, proof: Proof, issuer: Digest, leaf: Digest, not_after: Timestamp) -> Self {
-        Self { id, proof, issuer, leaf, not_after }
+    /// `issuer` is the SHA-256 of the issuing certificate's public key, `leaf` that of the leaf's DER, `key` that of the
+    /// leaf's public key, `not_after` the earliest end along the chain.
+    pub fn assertion(
+        id: SpiffeId,
+        proof: Proof,
+        issuer: Digest,
+        leaf: Digest,
+        key: Digest,
+        not_after: Timestamp,
+    ) -> Self {
+        Self { id, proof, issuer, leaf, key, not_after }
     }
 
     pub fn id(&self) -> &SpiffeId {
@@ -54,6 +62,11 @@ impl VerifiedPeer {
 
     pub fn leaf(&self) -> Digest {
         self.leaf
+    }
+
+    /// SHA-256 of the leaf's public key (SPKI DER).
+    pub fn key(&self) -> Digest {
+        self.key
     }
 
     /// What stands on this identity ends here.

@@ -8,7 +8,8 @@ use std::{
 
 use crate::{
     Accept, AccountRef, Approval, ClusterId, ClusterName, Digest, Endpoint, FederationId, Head, Intention,
-    IntentionKey, NamespaceName, Relay, ReplicationKey, SealingKey, ServiceName, Timestamp, TrustBundle, TrustDomain,
+    IntentionKey, NamespaceName, Relay, ReplicationKey, Revocation, SealingKey, ServiceName, Timestamp, TrustBundle,
+    TrustDomain,
 };
 
 /// Longest signed envelope in bytes.
@@ -139,6 +140,8 @@ pub enum Body {
         cluster: ClusterId,
         stance: Stance,
     },
+    /// One key of the writer's own trust domain is believed no more.
+    Revocation(Revocation),
     Service(Export),
     /// The service is no longer shown to this audience.
     ServiceGone {
@@ -176,6 +179,11 @@ pub enum RecordKey {
     Stance {
         cluster: ClusterId,
         writer: ClusterId,
+    },
+    /// Per key; each stands for itself.
+    Revocation {
+        writer: ClusterId,
+        key: Digest,
     },
     /// Many writers.
     Intention(IntentionKey),
@@ -286,6 +294,7 @@ impl Body {
             Self::Bundle(_) => RecordKey::Bundle(writer),
             Self::Eviction(eviction) => RecordKey::Eviction { cluster: eviction.cluster, writer },
             Self::Stance { cluster, .. } => RecordKey::Stance { cluster: *cluster, writer },
+            Self::Revocation(revocation) => RecordKey::Revocation { writer, key: revocation.key },
             Self::Intention(intention) => RecordKey::Intention(intention.key.clone()),
             Self::Service(export) => service(&export.namespace, &export.service),
             Self::ServiceGone { service: name, namespace } => service(namespace, name),

@@ -232,6 +232,18 @@ pub trait System: Send + Sync + 'static {
     /// It has no SVID.
     fn pin(&self) -> Result<Digest, Refusal>;
 
+    /// Gives this edge an SVID with another key.
+    ///
+    /// # Errors
+    /// The signer refuses.
+    fn renew_edge(&self) -> BoxFuture<'_, Result<(), Refusal>>;
+
+    /// Makes another intermediate, which signs from then on, and gives this edge an SVID by it.
+    ///
+    /// # Errors
+    /// The signer or the store refuses.
+    fn rotate_intermediate(&self) -> BoxFuture<'_, Result<(), Refusal>>;
+
     /// The rotation of the root that is under way, or the last one.
     fn rotation(&self) -> BoxFuture<'_, Result<Option<Rotation>, Refusal>>;
 

@@ -78,6 +78,7 @@ impl Shared {
         let subscribe = first(&mut requests).await?;
         let (mut snapshots, mut records) = (self.links.snapshot(), self.links.records());
         let snapshot = snapshots.borrow_and_update().clone().ok_or_else(Refusal::not_ready)?;
+        self.not_revoked(&peer, &snapshot)?;
         let (mut registration, mut feed) = self.subscribe(&peer, &account, subscribe, &snapshot).await?;
         let Registration { denials, replaced, .. } = &mut registration;
         let mut instances = self.registry.changes();
@@ -100,8 +101,9 @@ impl Shared {
                 }
                 () = events.closed() => return Ok(()),
                 Ok(()) = snapshots.changed() => {
-                    let now_in = snapshots.borrow_and_update().as_ref().map(|snapshot| snapshot.federation);
-                    if now_in.is_some_and(|federation| federation != snapshot.federation) {
+                    let Some(latest) = snapshots.borrow_and_update().clone() else { continue };
+                    self.not_revoked(&peer, &latest)?;
+                    if latest.federation != snapshot.federation {
                         let message = "this cluster joined another federation: connect again";
                         return Err(Refusal::new(Kind::NotReady, "federation_changed", message));
                     }

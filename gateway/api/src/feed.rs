@@ -36,6 +36,7 @@ impl Scope {
             | Body::Lawmaker { .. }
             | Body::Eviction(_)
             | Body::Bundle(_)
+            | Body::Revocation(_)
             // Its scope cannot be read, so it may be ours.
             | Body::Unknown { .. } => true,
             // Whom this cluster shut out or let in; what others decided for themselves is nothing to it.

@@ -11,6 +11,7 @@ mod connection;
 mod discovery;
 mod errors;
 mod feed;
+mod issued;
 mod manage;
 pub mod metrics;
 mod registry;
@@ -27,6 +28,7 @@ pub use backend::{
 pub use connection::{CONNECTIONS_MAX, Peer, STRANGER_LIMIT};
 pub use discovery::{SERVES_MAX, SERVICES_MAX, SUBSCRIBE_LIMIT};
 pub use errors::{Kind, Refusal};
+pub use issued::{ISSUED_MAX, Issued, IssuedSvid};
 pub use registry::{DENIALS_MAX, EnrolledBy, FEEDS_MAX, Instance, Registry};
 pub use server::{Api, Inputs, Settings};
 pub use socket::{Access, Socket, SocketError, bind};

@@ -6,6 +6,7 @@ mod law;
 mod links;
 mod members;
 mod naming;
+mod revoking;
 mod services;
 
 use std::{sync::Arc, time::Duration};
@@ -150,6 +151,23 @@ impl Manage for Service {
     async fn abort_rotation(&self, request: Request<wire::AbortRotationRequest>) -> Reply<wire::RotationReply> {
         let author = author(&request).await?;
         Ok(Response::new(self.0.abort_rotation(author).await?))
+    }
+
+    async fn rotate_intermediate(
+        &self,
+        request: Request<wire::RotateIntermediateRequest>,
+    ) -> Reply<wire::RotateIntermediateReply> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.rotate_intermediate(author).await?))
+    }
+
+    async fn list_certificates(&self, _: Request<wire::ListCertificatesRequest>) -> Reply<wire::IssuedList> {
+        Ok(Response::new(self.0.list_certificates()?))
+    }
+
+    async fn revoke_certificate(&self, request: Request<wire::RevokeCertificateRequest>) -> Reply<wire::RevokeReply> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.revoke(request.into_inner(), author).await?))
     }
 
     async fn check(&self, _: Request<wire::CheckRequest>) -> Reply<wire::CheckReply> {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
 use federation_identity::{Signer, Verifier};
-use federation_model::{AccountRef, ClusterId, ClusterName, RecordId, Snapshot, TrustDomain};
+use federation_model::{AccountRef, ClusterId, ClusterName, RecordId, Snapshot, TrustDomain, VerifiedPeer};
 use federation_store::Store;
 use gateway_dns::Addresses;
 use proto::{
@@ -25,8 +25,8 @@ use tonic::{
 };
 
 use crate::{
-    Connections, Kind, Links, Peer, Refusal, Registry, Socket, System, connection::Connection, discovery, feed::Forks,
-    manage, socket, tls, tokens::Tokens, workload,
+    Connections, Issued, Kind, Links, Peer, Refusal, Registry, Socket, System, connection::Connection, discovery,
+    feed::Forks, manage, socket, tls, tokens::Tokens, workload,
 };
 
 /// HTTP/2 pings on idle connections.
@@ -77,6 +77,7 @@ pub struct Inputs {
     pub signer: Arc<dyn Signer>,
     pub store: Arc<dyn Store>,
     pub registry: Registry,
+    pub issued: Issued,
 }
 
 /// What every service shares.
@@ -88,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) signer: Arc<dyn Signer>,
     pub(crate) tokens: Tokens,
     pub(crate) registry: Registry,
+    pub(crate) issued: Issued,
     pub(crate) workloads: watch::Sender<Vec<(u32, AccountRef)>>,
     pub(crate) addresses: Addresses,
     pub(crate) forks: Forks,
@@ -103,6 +105,18 @@ impl Shared {
     /// The newest snapshot.
     pub(crate) fn ready(&self) -> Result<Arc<Snapshot>, Refusal> {
         self.links.snapshot().borrow().clone().ok_or_else(Refusal::not_ready)
+    }
+
+    /// Whether the key of a peer that proved itself is still believed.
+    ///
+    /// # Errors
+    /// The key of the peer, or of its issuer, was revoked since it proved itself.
+    pub(crate) fn not_revoked(&self, peer: &VerifiedPeer, snapshot: &Snapshot) -> Result<(), Refusal> {
+        if [peer.key(), peer.issuer()].iter().any(|key| snapshot.bundles.is_revoked(peer.trust_domain(), key)) {
+            let message = "the key on this connection was revoked: enrol anew with another";
+            return Err(Refusal::new(Kind::NotProved, "revoked", message));
+        }
+        Ok(())
     }
 
     /// Waits until a snapshot shows what was just written, but not for ever: the write stands in any case.
@@ -126,7 +140,7 @@ pub struct Api(Arc<Shared>);
 impl Api {
     /// `stop` ends every listener and feed.
     pub fn new(inputs: Inputs, stop: CancellationToken) -> Self {
-        let Inputs { settings, links, connections, system, signer, store, registry } = inputs;
+        let Inputs { settings, links, connections, system, signer, store, registry, issued } = inputs;
         let workloads = watch::Sender::new(settings.workloads.clone());
         Self(Arc::new(Shared {
             settings,
@@ -136,6 +150,7 @@ impl Api {
             signer,
             tokens: Tokens::new(store),
             registry,
+            issued,
             workloads,
             addresses: Addresses::new(),
             forks: Forks::default(),

@@ -13,7 +13,7 @@ use proto::workload::{EnrolRequest, Identity, RenewRequest, workload_identity_se
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use crate::{EnrolledBy, Kind, Peer, Refusal, metrics, server::Shared, tokens::anothers_account};
+use crate::{EnrolledBy, IssuedSvid, Kind, Peer, Refusal, metrics, server::Shared, tokens::anothers_account};
 
 /// Refused enrolments of one source per second after which more are refused unseen: guessing stays cheap for us.
 const REFUSED_PER_SECOND_MAX: u32 = 64;
@@ -41,7 +41,7 @@ impl WorkloadIdentity for Service {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Identity>, Status> {
         let peer = Peer::of(&request)?;
-        let renewed = self.0.renew(&peer, &request.into_inner().csr);
+        let renewed = self.0.renew(&peer, &request.into_inner().csr).await;
         metrics::svid("renew", renewed.as_ref().map_or_else(|refusal| refusal.reason, |_| "ok"));
         Ok(Response::new(renewed?))
     }
@@ -58,7 +58,7 @@ impl Shared {
         }
         let (account, by) = proved?;
         let id = self.settings.trust_domain.account(&account);
-        let identity = self.issue(&id, &request.csr, Some(by))?;
+        let identity = self.issue(&id, &request.csr, Some(by)).await?;
         tracing::info!(spiffe_id = %id, by = by.as_str(), "workload enrolled");
         Ok(identity)
     }
@@ -100,20 +100,38 @@ impl Shared {
         }
     }
 
-    fn renew(&self, peer: &Peer, csr: &[u8]) -> Result<Identity, Refusal> {
+    async fn renew(&self, peer: &Peer, csr: &[u8]) -> Result<Identity, Refusal> {
         let (peer, _) = peer.workload(&self.settings.trust_domain, now())?;
-        self.issue(peer.id(), csr, None)
+        let snapshot = self.ready()?;
+        self.not_revoked(peer, &snapshot)?;
+        self.issue(peer.id(), csr, None).await
     }
 
     /// Signs an SVID for an identity that was proved.
-    fn issue(&self, id: &SpiffeId, csr: &[u8], by: Option<EnrolledBy>) -> Result<Identity, Refusal> {
+    async fn issue(&self, id: &SpiffeId, csr: &[u8], by: Option<EnrolledBy>) -> Result<Identity, Refusal> {
         let snapshot = self.ready()?;
+        let key = csr_key_digest(csr).map_err(|error| Refusal::invalid(error.reason(), error.to_string()))?;
+        if snapshot.bundles.is_revoked(&snapshot.own_trust_domain, &key) {
+            let message = format!(
+                "the key of this request was revoked, and is certified no more: give {id} another one (a sidecar that \
+                 enrolled with a token: a new token, and an empty state_dir)"
+            );
+            return Err(Refusal::new(Kind::NotPermitted, "key_revoked", message));
+        }
         let issued = self.signer.sign_svid(id, csr, self.settings.svid_ttl, now())?;
         let member = snapshot.members.get(&snapshot.own).ok_or_else(Refusal::not_ready)?;
         let roots = match snapshot.bundles.get(&snapshot.own_trust_domain) {
             Some(bundle) => bundle.roots.clone(),
             None => vec![issued.root],
         };
+        let svid = IssuedSvid {
+            spiffe_id: id.clone(),
+            serial: issued.serial.clone(),
+            key,
+            not_before: issued.not_before,
+            not_after: issued.not_after,
+        };
+        self.issued.note(svid).await;
         self.registry.enrolled(id, by.or_else(|| self.known_as(id)), issued.not_after);
         Ok(Identity {
             chain: issued.chain,

@@ -150,6 +150,10 @@ impl Client {
         intention_list: list_intentions(ListIntentionsRequest) -> IntentionList;
         /// Certificates and trust bundles.
         cert_status: cert_status(CertStatusRequest) -> CertStatusReply;
+        /// The certificates of this cluster that have not ended, and every member's revoked keys.
+        cert_list: list_certificates(ListCertificatesRequest) -> IssuedList;
+        /// Makes another intermediate, which signs from then on.
+        rotate_intermediate: rotate_intermediate(RotateIntermediateRequest) -> RotateIntermediateReply;
         /// Gives up the rotation of the root.
         abort_rotation: abort_rotation(AbortRotationRequest) -> RotationReply;
         /// Reads the configuration again.
@@ -213,6 +217,12 @@ impl Client {
     pub async fn rotate_root(&self, without: &[String]) -> Result<manage::RotationReply, ClientError> {
         let request = manage::RotateRootRequest { without: without.to_vec() };
         Ok(self.0.clone().rotate_root(limited(request, REQUEST_LIMIT)).await?.into_inner())
+    }
+
+    /// Revokes the key of the certificate with this serial number, in hexadecimal.
+    pub async fn revoke(&self, serial: &str) -> Result<manage::RevokeReply, ClientError> {
+        let request = manage::RevokeCertificateRequest { serial: serial.into() };
+        Ok(self.0.clone().revoke_certificate(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
 
     /// Issues a one-time token for a workload, `account[.namespace]`, that works for 15 minutes.

@@ -252,7 +252,55 @@ pub(crate) fn certificates(reply: &manage::CertStatusReply, now: SystemTime) -> 
         }),
     );
     let rotation = reply.rotation.as_ref().map_or_else(String::new, |one| format!("\n{}", rotation(one, now)));
-    format!("{certificates}\n{bundles}{rotation}")
+    format!("{certificates}\n{bundles}{}{rotation}", revoked(&reply.revoked, now))
+}
+
+pub(crate) fn issued(list: &manage::IssuedList, now: SystemTime) -> String {
+    let issued = table(
+        ["SPIFFE ID", "SERIAL", "ENDS", "KEY", "STATE"],
+        list.issued.iter().map(|certificate| {
+            [
+                certificate.spiffe_id.clone(),
+                certificate.serial.clone(),
+                moment(certificate.not_after_ms, now),
+                short(&certificate.key),
+                if certificate.revoked { "revoked" } else { "live" }.to_owned(),
+            ]
+        }),
+    );
+    format!("{issued}{}", revoked(&list.revoked, now))
+}
+
+/// A table of revoked keys after an empty line; nothing if there are none.
+fn revoked(keys: &[manage::RevokedKey], now: SystemTime) -> String {
+    if keys.is_empty() {
+        return String::new();
+    }
+    let rows = keys
+        .iter()
+        .map(|key| [key.cluster.clone(), key.serial.clone(), short(&key.key), moment(key.not_after_ms, now)]);
+    format!("\n{}", table(["REVOKED BY", "SERIAL", "KEY", "ENDS"], rows))
+}
+
+pub(crate) fn intermediate(reply: &manage::RotateIntermediateReply, now: SystemTime) -> String {
+    let line = format!(
+        "intermediate {} signs from now on; the last certificate by {} ends {}: revoke that one if its key was stolen",
+        reply.signs,
+        reply.before,
+        moment(reply.last_ends_ms, now)
+    );
+    crate::format::clean(&line) + "\n"
+}
+
+pub(crate) fn revocation(reply: &manage::RevokeReply, now: SystemTime) -> String {
+    let certificate = reply.certificate.clone().unwrap_or_default();
+    let line = format!(
+        "revoked {} of {}: no member that hears of it accepts its key any more; the certificate would have ended {}",
+        certificate.serial,
+        certificate.spiffe_id,
+        moment(certificate.not_after_ms, now)
+    );
+    crate::format::clean(&line) + "\n"
 }
 
 /// One line on where the rotation is, and one for each member that has not acknowledged it.

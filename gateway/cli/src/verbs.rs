@@ -359,6 +359,19 @@ pub struct DnsQuestion {
 pub enum CertVerb {
     /// This cluster's certificates, every member's trust bundle, and the rotation of the root.
     Status(Output),
+    /// The certificates that this cluster issued and that have not ended, and the revoked keys of every member.
+    List(Output),
+    /// Revokes a certificate of this cluster: its key is believed no more, by any member, and what stands on it is cut.
+    /// Nothing takes that back; the workload gets another identity with another key.
+    Revoke {
+        /// Its serial number, as `hanse cert list` shows it.
+        serial: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Makes another intermediate, which signs from then on. The root stays, so nobody has to be waited for, and what the
+    /// one before signed is good until it ends.
+    RotateIntermediate(Output),
     /// Rotates this cluster's root: a new one is published, every member acknowledges it, then it signs, and the old one
     /// goes once its last SVID has ended. Goes on with a rotation that is under way.
     RotateRoot {
@@ -372,6 +385,9 @@ pub enum CertVerb {
         /// Return once the old root is gone.
         #[arg(long)]
         wait: bool,
+        /// How long to wait for members to acknowledge the new root. The rotation goes on in any case.
+        #[arg(long, requires = "wait", default_value = "10m", value_parser = duration)]
+        timeout: Duration,
         #[command(flatten)]
         output: Output,
     },

@@ -166,9 +166,30 @@ answers! {
         answers: vec!["127.64.0.1".into()],
         why: "it is visible here".into(),
     };
-    cert_status(CertStatusRequest) -> CertStatusReply: |_, _| wire::CertStatusReply {
-        rotation: Some(rotation("retired", NOW_MS)),
+    cert_status(CertStatusRequest) -> CertStatusReply: |gateway, _| wire::CertStatusReply {
+        rotation: Some(match gateway.no {
+            true => rotation("published", 0),
+            false => rotation("retired", NOW_MS),
+        }),
         ..wire::CertStatusReply::default()
+    };
+    list_certificates(ListCertificatesRequest) -> IssuedList: |_, _| wire::IssuedList {
+        issued: vec![issued(false)],
+        revoked: vec![wire::RevokedKey {
+            cluster: "west".into(),
+            serial: "0aff".into(),
+            key: "55".repeat(32),
+            not_after_ms: NOW_MS + 90_000,
+        }],
+    };
+    rotate_intermediate(RotateIntermediateRequest) -> RotateIntermediateReply: |_, _| wire::RotateIntermediateReply {
+        signs: "0bb0".into(),
+        before: "0aff".into(),
+        last_ends_ms: NOW_MS + 3_600_000,
+    };
+    revoke_certificate(RevokeCertificateRequest) -> RevokeReply: |_, _| wire::RevokeReply {
+        certificate: Some(issued(true)),
+        record: "abc/law/1.9".into(),
     };
     rotate_root(RotateRootRequest) -> RotationReply: |_, _| wire::RotationReply {
         rotation: Some(rotation("published", 0)),
@@ -188,6 +209,17 @@ answers! {
     };
     reload(ReloadRequest) -> ReloadReply: |_, _| wire::ReloadReply { changed: vec!["log.level".into()] };
     set_log_level(SetLogLevelRequest) -> SetLogLevelReply: |_, asked| wire::SetLogLevelReply { level: asked.level.clone() };
+}
+
+fn issued(revoked: bool) -> wire::IssuedCertificate {
+    wire::IssuedCertificate {
+        spiffe_id: "spiffe://east.mesh.internal/ns/shop/sa/web".into(),
+        serial: "0aff10".into(),
+        key: "44".repeat(32),
+        not_before_ms: NOW_MS,
+        not_after_ms: NOW_MS + 3_600_000,
+        revoked,
+    }
 }
 
 /// East knows the new root, onprem does not.
@@ -421,6 +453,10 @@ async fn every_other_verb_answers() {
         ("cert rotate-root", "onprem: 40 s behind, left out"),
         ("cert rotate-root --wait", "retired"),
         ("cert rotate-root --abort", "given up"),
+        ("cert rotate-intermediate", "intermediate 0bb0 signs from now on; the last certificate by 0aff ends"),
+        ("cert list", "0aff10"),
+        ("cert list", "REVOKED BY"),
+        ("cert revoke 0a:ff:10", "revoked 0aff10 of spiffe://east.mesh.internal/ns/shop/sa/web"),
         ("reload", "log.level"),
         ("log debug", "debug"),
         ("version", "hanse 0."),
@@ -441,8 +477,20 @@ async fn every_other_verb_answers() {
         r#"layer: "rule", action: "", wait_ms: 0 }"#,
         r#"ListLinksRequest { cluster: "west" }"#,
         r#"RotateRootRequest { without: ["onprem"] }"#,
+        r#"RevokeCertificateRequest { serial: "0a:ff:10" }"#,
     ] {
         assert!(asked.contains(wanted), "{wanted}\nnot in\n{asked}");
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_a_rotation_ends_with_a_no_and_the_names_of_those_who_are_waited_for() {
+    let server = serve(Gateway { no: true, ..Gateway::default() }).await;
+    let (code, out, err) = run(&server.socket, "cert rotate-root --wait --timeout 1s", "").await;
+    assert_eq!(code, 1, "{err}");
+    assert!(out.contains("published"), "{out}");
+    for wanted in ["within 1s", "it goes on", "gateway's log"] {
+        assert!(err.contains(wanted), "{wanted}: {err}");
     }
 }
 

@@ -13,7 +13,7 @@ use federation_link::{Event, Link};
 use federation_model::{ConnectionId, DenialReason, Endpoint, MemberTerms, Service};
 use federation_store::Store;
 use gateway_admin::{Readiness, shutdown, telemetry};
-use gateway_api::{Access, Api, Registry};
+use gateway_api::{Access, Api, Issued, Registry};
 use gateway_proxy::{Control, NoAudit, Proxy, Told};
 use nix::unistd::Pid;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -90,7 +90,8 @@ async fn edge(config: &Path) -> Result<()> {
     let signer: Arc<dyn Signer> = Arc::clone(&remote) as _;
     let live = LiveSvid::new();
     let edge_id = settings.trust_domain.edge(&settings.cluster);
-    svid::issue(signer.as_ref(), &edge_id, settings.svid_ttl, &live)?;
+    let issued = Issued::open(Arc::clone(&store)).await?;
+    svid::issue(signer.as_ref(), &issued, &edge_id, settings.svid_ttl, &live).await?;
     let verifier = Verifier::new();
 
     // The federation.
@@ -178,6 +179,7 @@ async fn edge(config: &Path) -> Result<()> {
         store: Arc::clone(&store),
         ground: Arc::new(link.clone()),
         live: live.clone(),
+        issued: issued.clone(),
         edge: edge_id.clone(),
         svid_ttl: settings.svid_ttl,
     });
@@ -201,6 +203,7 @@ async fn edge(config: &Path) -> Result<()> {
         signer: Arc::clone(&signer),
         store,
         registry,
+        issued: issued.clone(),
     };
     let api = Api::new(inputs, stop.clone());
     if let Some(listener) = admin {
@@ -231,7 +234,7 @@ async fn edge(config: &Path) -> Result<()> {
 
     // What runs on its own.
     tasks.spawn(signer::watch(remote, readiness, stop.clone()));
-    tasks.spawn(svid::keep(signer, edge_id, ttl, live, stop.clone()));
+    tasks.spawn(svid::keep(signer, issued, edge_id, ttl, live, stop.clone()));
     tasks.spawn({
         let proxy = proxy.clone();
         gateway_proxy::listen(mesh, stop.clone(), move |stream| {

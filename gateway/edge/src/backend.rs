@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use federation_identity::{LiveSvid, SignerError, sha256};
+use federation_identity::{LiveSvid, SignerError};
 use federation_link::{Link, WriteError};
 use federation_model::{
     Audience, Body, ClusterId, ClusterName, ConnectionId, Digest, Enforcement, RecordId, Records, Snapshot,
@@ -272,13 +272,21 @@ impl System for Program {
             serial: svid.serial().to_vec(),
             not_before: svid.not_before(),
             not_after: svid.not_after(),
-            key_sha256: sha256(svid.public_key()),
+            key_sha256: svid.key_digest(),
         });
         authority.chain(edge).collect()
     }
 
     fn pin(&self) -> Result<Digest, Refusal> {
         self.rotation.pin()
+    }
+
+    fn renew_edge(&self) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(self.rotation.renew_edge())
+    }
+
+    fn rotate_intermediate(&self) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(self.rotation.intermediate())
     }
 
     fn rotation(&self) -> BoxFuture<'_, Result<Option<gateway_api::Rotation>, Refusal>> {

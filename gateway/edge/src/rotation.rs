@@ -26,7 +26,7 @@ use anyhow::{Context, Result, bail};
 use federation_identity::{Authority, LiveSvid, RemoteSigner, RotationStage, RotationStep, SignerError, now, stranger};
 use federation_model::{ClusterId, Digest, Enforcement, RecordId, SpiffeId, Timestamp};
 use federation_store::{Change, Key, Kind, Store};
-use gateway_api::{Kind as Refused, Refusal, Rotation as Told, RotationPhase};
+use gateway_api::{Issued, Kind as Refused, Refusal, Rotation as Told, RotationPhase};
 use prost::Message;
 use proto::store::Rotation as Row;
 use tokio::{
@@ -57,6 +57,7 @@ pub(crate) struct Inputs {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) ground: Arc<dyn Ground>,
     pub(crate) live: LiveSvid,
+    pub(crate) issued: Issued,
     /// The edge's own identity.
     pub(crate) edge: SpiffeId,
     pub(crate) svid_ttl: Duration,
@@ -246,11 +247,31 @@ impl Rotation {
 
     /// Has the signer take up the keys that the store holds.
     async fn take_up(&self, step: &mut Step) -> Result<(), Refusal> {
-        let Inputs { signer, live, edge, svid_ttl, .. } = &self.inputs;
         let Some(sealed) = step.unopened.clone() else { return Ok(()) };
+        let signer = &self.inputs.signer;
         blocking(signer, move |signer| signer.open(&sealed)).await.map_err(unsigned)?;
         step.unopened = None;
-        svid::issue(signer.as_ref(), edge, *svid_ttl, live).map_err(|error| internal(error.into()))
+        self.renew_edge().await
+    }
+
+    /// See [`gateway_api::System::renew_edge`].
+    pub(crate) async fn renew_edge(&self) -> Result<(), Refusal> {
+        let Inputs { signer, issued, live, edge, svid_ttl, .. } = &self.inputs;
+        let renewed = svid::issue(signer.as_ref(), issued, edge, *svid_ttl, live).await;
+        renewed.map_err(|error| internal(error.into()))
+    }
+
+    /// See [`gateway_api::System::rotate_intermediate`].
+    pub(crate) async fn intermediate(&self) -> Result<(), Refusal> {
+        let mut step = self.step.lock().await;
+        self.take_up(&mut step).await?;
+        let Inputs { signer, store, .. } = &self.inputs;
+        let rotated = blocking(signer, |signer| signer.rotate(RotationStep::Intermediate)).await;
+        let (_, sealed) = rotated.map_err(unsigned)?;
+        let own = keys::resealed(store.as_ref(), sealed.clone()).await.map_err(internal)?;
+        store.apply(vec![own]).await.map_err(|error| internal(error.into()))?;
+        step.unopened = Some(sealed);
+        self.take_up(&mut step).await
     }
 
     /// Publishes the roots of the keys, unless they are the bundle in force.

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use federation_identity::{IssueError, LiveSvid, Signer, Svid, SvidError, SvidKey, now, renewal_due};
 use federation_model::SpiffeId;
+use gateway_api::{Issued, IssuedSvid};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -19,10 +20,24 @@ pub(crate) enum OwnSvidError {
     Svid(#[from] SvidError),
 }
 
-/// Issues an SVID for this edge with a new key and puts it in force.
-pub(crate) fn issue(signer: &dyn Signer, id: &SpiffeId, ttl: Duration, live: &LiveSvid) -> Result<(), OwnSvidError> {
+/// Issues an SVID for this edge with a new key, notes it, and puts it in force.
+pub(crate) async fn issue(
+    signer: &dyn Signer,
+    issued_here: &Issued,
+    id: &SpiffeId,
+    ttl: Duration,
+    live: &LiveSvid,
+) -> Result<(), OwnSvidError> {
     let key = SvidKey::generate();
     let issued = signer.sign_svid(id, &key.csr(), ttl, now())?;
+    let noted = IssuedSvid {
+        spiffe_id: id.clone(),
+        serial: issued.serial.clone(),
+        key: key.spki_digest(),
+        not_before: issued.not_before,
+        not_after: issued.not_after,
+    };
+    issued_here.note(noted).await;
     // With the root, so that one who wants to join can compare it with the pin in its token.
     live.set(Svid::assemble(key, issued.full_chain())?);
     Ok(())
@@ -31,6 +46,7 @@ pub(crate) fn issue(signer: &dyn Signer, id: &SpiffeId, ttl: Duration, live: &Li
 /// Renews it until `stop`.
 pub(crate) async fn keep(
     signer: Arc<dyn Signer>,
+    issued: Issued,
     id: SpiffeId,
     ttl: Duration,
     live: LiveSvid,
@@ -45,7 +61,7 @@ pub(crate) async fn keep(
             () = stop.cancelled() => return,
             () = sleep(pause) => {}
         }
-        match issue(signer.as_ref(), &id, ttl, &live) {
+        match issue(signer.as_ref(), &issued, &id, ttl, &live).await {
             Ok(()) => tracing::debug!("the edge's SVID was renewed"),
             Err(error) => {
                 tracing::error!(%error, "cannot renew the edge's SVID");

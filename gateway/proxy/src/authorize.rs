@@ -114,7 +114,13 @@ impl Law {
 
     /// Asks again for a live connection, by the newest proof that it has.
     pub(crate) fn again(&self, connection: &Connection, now: Timestamp) -> Result<RecordId, Denial> {
-        let peer = connection.state().peer.clone();
+        let (peer, server) = {
+            let state = connection.state();
+            (state.peer.clone(), state.server.clone())
+        };
+        if server.is_some_and(|server| self.revoked(&server)) {
+            return Err(Denial::without_rule(DenialReason::Revoked, Some(peer.id()), &connection.service.name));
+        }
         self.stands(connection, &peer, now)
     }
 
@@ -150,6 +156,11 @@ impl Law {
         }
     }
 
+    /// Whether the key of this identity, or of its issuer, is believed no more.
+    fn revoked(&self, peer: &VerifiedPeer) -> bool {
+        [peer.key(), peer.issuer()].iter().any(|key| self.0.bundles.is_revoked(peer.trust_domain(), key))
+    }
+
     /// What must hold before the law is asked at all.
     fn known(&self, peer: &VerifiedPeer, service: &Service) -> Result<(), Denial> {
         let refuse = |reason| {
@@ -160,6 +171,9 @@ impl Law {
         // refuses it at the door, this refuses it for what is live.
         if self.0.bundles.get(peer.trust_domain()).is_none_or(|bundle| bundle.roots.is_empty()) {
             return refuse(DenialReason::UnknownSource);
+        }
+        if self.revoked(peer) {
+            return refuse(DenialReason::Revoked);
         }
         // Another member's workload is told nothing of what was not exported, not even that a rule denies it.
         let ours = service.id.cluster == self.0.own;

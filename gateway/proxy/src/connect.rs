@@ -75,8 +75,8 @@ async fn attempt(
         return Err(Refusal::new(DenialReason::UnknownService, Some(own.id()), name)
             .because("wrong_port", format!("{name} listens on port {}, not {port}", service.port)));
     }
-    let now = now();
-    let permit = law.permit(&own, &service, now)?;
+    let at = now();
+    let permit = law.permit(&own, &service, at)?;
     let id = ConnectionId(rand::random());
     asked.connection = Some(id);
     let connection = core.register(Registration {
@@ -89,7 +89,7 @@ async fn attempt(
         rule: *permit.rule(),
         policy: law.revision(),
         deadline: permit.deadline(),
-        now,
+        now: at,
         heading: None,
     })?;
     let expected = service.server_ids();
@@ -105,11 +105,13 @@ async fn attempt(
     {
         let mut state = connection.state();
         state.deadline = side.deadline;
-        state.server = Some(side.server.id().clone());
+        state.server = Some(side.server.clone());
         state.exporter = Some(side.exporter);
         state.heading = Some(side.heading);
     }
     core.connections.due(side.deadline);
+    // The law may have changed while nobody knew yet who serves it.
+    Law::in_force(&core.inputs.snapshot, Some(own.id()), name)?.again(&connection, now())?;
     Ok((connection, side.tls))
 }
 
@@ -251,6 +253,7 @@ pub(crate) fn own_peer(core: &Core, service: &ServiceRef) -> Result<VerifiedPeer
     core.inputs.verifier.own_peer(&svid, now()).map_err(|error| {
         let reason = match &error {
             federation_identity::SvidError::Expired { .. } => DenialReason::Expired,
+            federation_identity::SvidError::Revoked(_) => DenialReason::Revoked,
             _ => DenialReason::WrongProof,
         };
         let mut refusal = refuse(reason).because(error.reason(), &error);

@@ -156,8 +156,8 @@ pub(crate) struct State {
     pub(crate) policy: u64,
     pub(crate) rule: RecordId,
     pub(crate) pending: bool,
-    /// Outbound: who serves it, and which process.
-    pub(crate) server: Option<SpiffeId>,
+    /// Outbound: who serves it, by the newest proof, and which process.
+    pub(crate) server: Option<VerifiedPeer>,
     pub(crate) instance: Option<InstanceId>,
     pub(crate) exporter: Option<Exporter>,
     pub(crate) heading: Option<Heading>,
@@ -211,7 +211,7 @@ impl Connection {
             direction: self.direction,
             source: state.peer.id().clone(),
             service: self.service.name.clone(),
-            server: state.server.clone(),
+            server: state.server.as_ref().map(|server| server.id().clone()),
             from: self.from,
             since: self.since,
             deadline: state.deadline,

@@ -165,6 +165,7 @@ fn tls_fault(error: &io::Error) -> (DenialReason, &'static str) {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(error @ rustls::Error::InvalidCertificate(_)) => match tls::svid_error(error) {
             Some(federation_identity::SvidError::Expired { .. }) => (DenialReason::Expired, "expired"),
+            Some(federation_identity::SvidError::Revoked(_)) => (DenialReason::Revoked, "revoked"),
             Some(cause) => (DenialReason::IdentityMismatch, cause.reason()),
             None => (DenialReason::IdentityMismatch, "tls_certificate"),
         },

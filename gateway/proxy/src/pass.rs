@@ -141,6 +141,7 @@ pub(crate) fn prove(core: &Core, greeting: &Greeting) -> Result<VerifiedPeer, Re
         use passthrough::HeaderError;
         let reason = match &error {
             HeaderError::Svid(SvidError::Expired { .. }) => DenialReason::Expired,
+            HeaderError::Svid(SvidError::Revoked(_)) => DenialReason::Revoked,
             HeaderError::Svid(SvidError::UnknownTrustDomain(_) | SvidError::NoRoots(_)) => DenialReason::UnknownSource,
             HeaderError::Svid(_) | HeaderError::Signature | HeaderError::Hello | HeaderError::Clock { .. } => {
                 DenialReason::WrongProof

@@ -62,7 +62,7 @@ pub(crate) fn due(core: &Core, now: Timestamp, room: usize) -> Vec<Group> {
             }
             match (&state.instance, &state.server) {
                 (Some(instance), Some(server)) => {
-                    let key = (connection.service.id.clone(), *instance, server.clone());
+                    let key = (connection.service.id.clone(), *instance, server.id().clone());
                     (key, now >= state.renew_at)
                 }
                 _ => continue,
@@ -155,6 +155,7 @@ async fn attempt(core: &Arc<Core>, group: &Group) -> Result<usize, Refusal> {
         let (heading, renew_at) = {
             let mut state = member.state();
             state.peer = own.clone();
+            state.server = Some(side.server.clone());
             state.deadline = state.deadline.max(side.deadline);
             state.renew_at = next(now(), state.deadline);
             (state.heading.clone(), state.renew_at)

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use federation_identity::{LiveSvid, Verifier};
+use federation_identity::{LiveSvid, Svid, Verifier};
 use federation_model::{ConnectionId, Digest, FederationId, InstanceId, NamespaceName, ServiceName, Snapshot};
 use proto::workload::{
     Extend, FeedEvent, FeedRequest, Subscribe, discovery_client::DiscoveryClient, feed_event::Event,
@@ -217,6 +217,11 @@ impl Feed {
         match records.snapshot() {
             Some(snapshot) => {
                 self.verifier.publish(&snapshot.bundles);
+                let revoked = |svid: &Svid| snapshot.bundles.is_revoked(svid.id().trust_domain(), &svid.key_digest());
+                if self.live.get().is_some_and(|svid| revoked(&svid)) {
+                    tracing::warn!("the key of this sidecar was revoked: it asks for another");
+                    self.astray.notify_one();
+                }
                 self.snapshot.send_replace(Some(Arc::new(snapshot)));
             }
             None => tracing::warn!(federation = %records.federation(), "the records hold no snapshot yet"),

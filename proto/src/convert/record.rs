@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 use federation_model::{
     ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Approval, Body, Candidate, DESPITE_MAX, ENDPOINT_BYTES_MAX,
     ENDPOINTS_MAX, EPOCHS_MAX, Endpoint, Eviction, Export, FederationId, Head, Intention, IntentionKey, MemberTerms,
-    RECORD_BYTES_MAX, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId, Relay, RuleState, Stance, Timestamp,
-    TrustBundle,
+    RECORD_BYTES_MAX, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId, Relay, Revocation, RuleState,
+    SERIAL_BYTES_MAX, Stance, Timestamp, TrustBundle,
 };
 use prost::Message;
 
@@ -46,6 +46,7 @@ mod kind {
     pub(super) const SERVICE_GONE: u32 = 27;
     pub(super) const EVICTION: u32 = 28;
     pub(super) const STANCE: u32 = 29;
+    pub(super) const REVOCATION: u32 = 31;
 }
 
 /// The bytes that a writer signs.
@@ -147,6 +148,7 @@ fn encode_body(body: &Body) -> WireBody {
             };
             plain(kind::STANCE, Wire::Stance(wire::Stance { cluster: cluster.as_bytes().to_vec(), what: Some(what) }))
         }
+        Body::Revocation(revocation) => plain(kind::REVOCATION, Wire::Revocation(revocation.into())),
         Body::Unknown { kind, critical } => (*kind, *critical, None, None),
     }
 }
@@ -205,6 +207,7 @@ fn decode_body(message: &wire::Record) -> Result<Body, ConvertError> {
         Wire::ServiceGone(_) => kind::SERVICE_GONE,
         Wire::Eviction(_) => kind::EVICTION,
         Wire::Stance(_) => kind::STANCE,
+        Wire::Revocation(_) => kind::REVOCATION,
     });
     // Whoever reads `kind` and whoever reads the body must see one and the same thing.
     if found.is_some_and(|found| found != message.kind) {
@@ -214,7 +217,7 @@ fn decode_body(message: &wire::Record) -> Result<Body, ConvertError> {
         return Ok(not_understood(message));
     }
     let Some(body) = &message.body else {
-        if (kind::FOUNDING..=kind::STANCE).contains(&message.kind) {
+        if matches!(message.kind, kind::FOUNDING..=kind::STANCE | kind::REVOCATION) {
             return Err(ConvertError::Missing { field: "record.body" });
         }
         return Ok(Body::Unknown { kind: message.kind, critical: false });
@@ -241,6 +244,7 @@ fn decode_body(message: &wire::Record) -> Result<Body, ConvertError> {
         Wire::Stance(stance) => {
             Body::Stance { cluster: field::cluster("stance.cluster", &stance.cluster)?, stance: stance.try_into()? }
         }
+        Wire::Revocation(revocation) => Body::Revocation(revocation.try_into()?),
     })
 }
 
@@ -354,6 +358,31 @@ impl TryFrom<&wire::Stance> for Stance {
         field::count("stance.despite", approved.despite.len(), DESPITE_MAX)?;
         let despite = approved.despite.iter().map(|signer| field::cluster("stance.despite", signer));
         Ok(Self::Approved { despite: despite.collect::<Result<_, _>>()? })
+    }
+}
+
+impl From<&Revocation> for wire::Revocation {
+    fn from(revocation: &Revocation) -> Self {
+        Self {
+            key: revocation.key.0.to_vec(),
+            serial: revocation.serial.clone(),
+            not_after_ms: revocation.not_after.as_millis(),
+        }
+    }
+}
+
+impl TryFrom<&wire::Revocation> for Revocation {
+    type Error = ConvertError;
+    fn try_from(message: &wire::Revocation) -> Result<Self, ConvertError> {
+        if message.serial.is_empty() {
+            return Err(ConvertError::Missing { field: "revocation.serial" });
+        }
+        field::at_most("revocation.serial", message.serial.len(), SERIAL_BYTES_MAX)?;
+        Ok(Self {
+            key: field::digest("revocation.key", &message.key)?,
+            serial: message.serial.clone(),
+            not_after: Timestamp::from_millis(message.not_after_ms),
+        })
     }
 }
 

@@ -4,8 +4,8 @@ use federation_model::{
     ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Approval, Audience, Body, Candidate, ClusterId, DESPITE_MAX,
     DestinationPattern, Digest, ENDPOINTS_MAX, EPOCHS_MAX, Eviction, Export, FederationId, Head, Intention,
     IntentionKey, JoinToken, Label, Layer, MemberTerms, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId,
-    Relay, ReplicationKey, RuleState, SealingKey, SourcePattern, Stance, Timestamp, TokenId, TokenSecret, TrustBundle,
-    Vector,
+    Relay, ReplicationKey, Revocation, RuleState, SERIAL_BYTES_MAX, SealingKey, SourcePattern, Stance, Timestamp,
+    TokenId, TokenSecret, TrustBundle, Vector,
 };
 use prost::Message;
 
@@ -134,6 +134,8 @@ fn samples() -> Vec<(&'static str, Record)> {
         heads: [(1, Head { seq: 9, digest: Digest([0x33; 32]) }), (2, Head { seq: 1, digest: Digest([0x44; 32]) })]
             .into(),
     };
+    let revocation =
+        Revocation { key: Digest([0x55; 32]), serial: vec![0x0a; 16], not_after: Timestamp::from_secs(1_800_003_600) };
     let private = |stance| {
         let mut record = record(Body::Stance { cluster: id(0xbb), stance });
         record.audience = Audience::Member(record.writer);
@@ -161,6 +163,7 @@ fn samples() -> Vec<(&'static str, Record)> {
         ("leaving", record(Body::Eviction(Eviction { cluster: id(0xaa), heads: Default::default() }))),
         ("stance-approved", private(Stance::Approved { despite: [id(0xcc), id(0xdd)].into() })),
         ("stance-blocked", private(Stance::Blocked)),
+        ("revocation", record(Body::Revocation(revocation))),
         ("unknown", record(Body::Unknown { kind: 4711, critical: false })),
         ("unknown-critical", record(Body::Unknown { kind: 4711, critical: true })),
     ]
@@ -295,6 +298,10 @@ fn a_wrong_field_is_named() {
         ("stance-approved", "stance.despite", "length", |r| {
             stance(r).what = Some(wire::stance::What::Approved(wire::Approved { despite: vec![vec![7; 3]] }));
         }),
+        ("revocation", "revocation.key", "length", |r| revocation(r).key.truncate(31)),
+        ("revocation", "revocation.key", "missing", |r| revocation(r).key.clear()),
+        ("revocation", "revocation.serial", "missing", |r| revocation(r).serial.clear()),
+        ("revocation", "revocation.serial", "too_long", |r| revocation(r).serial = vec![1; SERIAL_BYTES_MAX + 1]),
         ("bundle", "bundle.roots", "too_many", |r| bundle(r).roots = vec![vec![1]; ROOTS_MAX + 1]),
         ("bundle", "bundle.roots", "too_long", |r| bundle(r).roots = vec![vec![0; ROOT_BYTES_MAX + 1]]),
         ("bundle", "bundle.trust_domain", "missing", |r| bundle(r).trust_domain.clear()),
@@ -342,6 +349,11 @@ fn eviction(record: &mut wire::Record) -> &mut wire::Eviction {
 fn stance(record: &mut wire::Record) -> &mut wire::Stance {
     let Some(wire::record::Body::Stance(stance)) = &mut record.body else { panic!("stance") };
     stance
+}
+
+fn revocation(record: &mut wire::Record) -> &mut wire::Revocation {
+    let Some(wire::record::Body::Revocation(revocation)) = &mut record.body else { panic!("revocation") };
+    revocation
 }
 
 fn bundle(record: &mut wire::Record) -> &mut wire::Bundle {

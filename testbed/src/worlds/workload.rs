@@ -83,6 +83,24 @@ impl Workload {
         Ok(workload)
     }
 
+    /// The sidecar of a thief, who copied this one's state: its key and its certificate, and nothing to enrol with.
+    ///
+    /// # Errors
+    /// It did not start.
+    pub async fn stolen(&self, world: &World) -> Result<Self> {
+        let folder = world.folder(&format!("{}.stolen", self.name))?;
+        let state = folder.join("state");
+        std::fs::create_dir(&state)?;
+        std::fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        for file in std::fs::read_dir(self.folder.join("state"))? {
+            let file = file?;
+            if file.file_type()?.is_file() {
+                std::fs::copy(file.path(), state.join(file.file_name()))?;
+            }
+        }
+        Self::start(folder, &self.name, "edge_socket = \"/nonexistent\"\n", None).await
+    }
+
     async fn ready(&mut self) -> Result<()> {
         let (sidecar, socks) = (&mut self.sidecar, self.socks);
         until(&format!("{}'s sidecar is ready", self.name), START_LIMIT, async || {
@@ -108,6 +126,20 @@ impl Workload {
     pub async fn restart(&mut self) -> Result<()> {
         self.sidecar = run(&self.name, &self.folder)?;
         self.ready().await
+    }
+
+    /// Forgets who it is and enrols with a new token, under the same name.
+    ///
+    /// # Errors
+    /// It had ended by itself, was refused, or did not start.
+    pub async fn enrol_anew(&mut self, cluster: &Cluster) -> Result<()> {
+        self.crash().await?;
+        std::fs::remove_dir_all(self.folder.join("state"))?;
+        let token = cluster.run(&["workload", "token", &self.name]).await?;
+        let file = self.folder.join("token");
+        std::fs::remove_file(&file)?;
+        secret(&file, token.trim())?;
+        self.restart().await
     }
 
     /// Everything that the sidecar wrote.

@@ -31,6 +31,8 @@ pub enum RotationStep {
     Retire,
     /// Forgets the next root and intermediate.
     Abandon,
+    /// Another intermediate under the root that signs, whatever the rotation of that is at. The key before is forgotten.
+    Intermediate,
 }
 
 /// How far an authority's rotation is.
@@ -92,7 +94,7 @@ impl AuthorityKeys {
         }
     }
 
-    /// The keys after a step; the same if it was taken already.
+    /// The keys after a step; the same if it was taken already. [`RotationStep::Intermediate`] makes another each time.
     ///
     /// # Errors
     /// The rotation is not where this step begins or ends.
@@ -116,6 +118,11 @@ impl AuthorityKeys {
                 self.intermediate_key = next.intermediate_key;
                 self.intermediate_certificate = next.intermediate_certificate;
             }
+            (RotationStep::Intermediate, _) => {
+                let (key, certificate) = self.intermediate(domain, name, now)?;
+                self.intermediate_key = Zeroizing::new(key.serialize_der());
+                self.intermediate_certificate = certificate;
+            }
             (RotationStep::Retire, RotationStage::Turned) => self.above = None,
             (RotationStep::Abandon, RotationStage::Prepared) => self.next = None,
             (RotationStep::Prepare, RotationStage::Prepared)
@@ -133,16 +140,12 @@ impl AuthorityKeys {
     fn prepare(&self, domain: &TrustDomain, name: &ClusterName, now: Timestamp) -> Result<NextKeys, AuthorityError> {
         let Pair { root_key, root_params, root_certificate, intermediate_key, intermediate_certificate } =
             Pair::generate(domain, name, now)?;
-        let unusable = |what| AuthorityError::Unusable { what };
-        let old = Certificate::parse(&self.root_certificate, 0).map_err(|_| unusable("root certificate"))?;
-        let old_key = KeyPair::try_from(self.root_key.as_slice()).map_err(|_| unusable("root key"))?;
-        let old_root = Issuer::from_ca_cert_der(&CertificateDer::from(self.root_certificate.as_slice()), old_key)
-            .map_err(|_| unusable("root certificate"))?;
+        let (old_root, old_ends) = self.root()?;
         // The next root's own name and key; below it one intermediate and no more; no longer than the root above it.
         let mut params = root_params;
         params.serial_number = Some(SerialNumber::from_slice(&serial()));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-        params.not_after = params.not_after.min(rcgen::date_time_ymd(1970, 1, 1) + since_epoch(old.not_after));
+        params.not_after = params.not_after.min(rcgen::date_time_ymd(1970, 1, 1) + since_epoch(old_ends));
         let cross = params.signed_by(&root_key, &old_root);
         let cross = cross.map_err(|source| AuthorityError::Certificate { what: "next root", source })?;
         Ok(NextKeys {
@@ -152,6 +155,32 @@ impl AuthorityKeys {
             intermediate_certificate,
             cross: cross.der().to_vec(),
         })
+    }
+
+    /// The root that signs, as an issuer, and when it ends.
+    fn root(&self) -> Result<(Issuer<'static, KeyPair>, Timestamp), AuthorityError> {
+        let unusable = |what| AuthorityError::Unusable { what };
+        let held = Certificate::parse(&self.root_certificate, 0).map_err(|_| unusable("root certificate"))?;
+        let key = KeyPair::try_from(self.root_key.as_slice()).map_err(|_| unusable("root key"))?;
+        let root = Issuer::from_ca_cert_der(&CertificateDer::from(self.root_certificate.as_slice()), key)
+            .map_err(|_| unusable("root certificate"))?;
+        Ok((root, held.not_after))
+    }
+
+    fn intermediate(
+        &self,
+        domain: &TrustDomain,
+        name: &ClusterName,
+        now: Timestamp,
+    ) -> Result<(KeyPair, Vec<u8>), AuthorityError> {
+        let (root, ends) = self.root()?;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|_| AuthorityError::Generate)?;
+        let mut params = ca_params(domain, name, "intermediate", BasicConstraints::Constrained(0), now)?;
+        params.not_after = params.not_after.min(rcgen::date_time_ymd(1970, 1, 1) + since_epoch(ends));
+        let certificate = params.signed_by(&key, &root);
+        let certificate = certificate.map_err(|source| AuthorityError::Certificate { what: "intermediate", source })?;
+        let der = certificate.der().to_vec();
+        Ok((key, der))
     }
 }
 

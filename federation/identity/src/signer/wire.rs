@@ -89,6 +89,7 @@ pub(super) enum Step {
     TurnOver = 2,
     Retire = 3,
     Abandon = 4,
+    Intermediate = 5,
 }
 
 impl From<RotationStep> for Step {
@@ -98,6 +99,7 @@ impl From<RotationStep> for Step {
             RotationStep::TurnOver => Self::TurnOver,
             RotationStep::Retire => Self::Retire,
             RotationStep::Abandon => Self::Abandon,
+            RotationStep::Intermediate => Self::Intermediate,
         }
     }
 }
@@ -110,6 +112,7 @@ impl Step {
             Self::TurnOver => Some(RotationStep::TurnOver),
             Self::Retire => Some(RotationStep::Retire),
             Self::Abandon => Some(RotationStep::Abandon),
+            Self::Intermediate => Some(RotationStep::Intermediate),
         }
     }
 }

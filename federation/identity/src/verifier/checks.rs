@@ -225,12 +225,12 @@ pub(super) mod tests_only {
         outcome
     }
 
-    /// Every check that can be left out: the lists above, and the three that are not in a list.
+    /// Every check that can be left out: the lists above, and the four that are not in a list.
     pub(in crate::verifier) fn names() -> Vec<&'static str> {
         fn of<F>(checks: &'static [(&'static str, F)]) -> impl Iterator<Item = &'static str> {
             checks.iter().map(|(name, _)| *name)
         }
         let lists = of(BOUNDS).chain(of(CHAIN)).chain(of(LEAF)).chain(of(PATH)).chain(of(EXPECTED));
-        lists.chain(["own-roots-only", "path", "pin"]).collect()
+        lists.chain(["own-roots-only", "path", "pin", "revoked"]).collect()
     }
 }

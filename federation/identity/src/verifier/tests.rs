@@ -5,6 +5,7 @@ mod table;
 
 use std::collections::BTreeSet;
 
+use federation_model::Revocation;
 use proptest::prelude::*;
 
 use super::*;
@@ -75,6 +76,31 @@ fn each_door_accepts_its_roles_alone() {
     let (web, edge) = (west.workload("web"), west.edge());
     assert_eq!(verifier.tls_peer(edge.chain(), now()).expect_err("edge").reason(), "wrong_role");
     assert_eq!(verifier.session_peer(web.chain(), now()).expect_err("workload").reason(), "wrong_role");
+}
+
+#[test]
+fn what_was_remembered_is_refused_once_its_key_is_revoked() {
+    let west = Cluster::new("west");
+    let verifier = verifier(&[&west]);
+    let (web, api, edge) = (west.workload("web"), west.workload("api"), west.edge());
+    let peer = verifier.tls_peer(web.chain(), now()).expect("before");
+    assert_eq!(peer.key(), web.key_digest());
+    assert!(verifier.session_peer(edge.chain(), now()).is_ok() && verifier.own_peer(&web, now()).is_ok());
+    let mut revoking = bundles([west.bundle()]);
+    for svid in [&web, &edge] {
+        let revocation =
+            Revocation { key: svid.key_digest(), serial: svid.serial().to_vec(), not_after: svid.not_after() };
+        revoking.revoke(&west.domain, revocation);
+    }
+    verifier.publish(&revoking);
+    for refused in [
+        verifier.tls_peer(web.chain(), now()),
+        verifier.own_peer(&web, now()),
+        verifier.session_peer(edge.chain(), now()),
+    ] {
+        assert_eq!(refused.expect_err("revoked").reason(), "revoked");
+    }
+    assert!(verifier.tls_peer(api.chain(), now()).is_ok(), "another key of the same domain");
 }
 
 #[test]
@@ -149,9 +175,9 @@ fn roles_are_asked_of_what_was_remembered_too() {
 fn publishing_the_same_bundles_keeps_what_is_remembered() {
     let (west, east) = (Cluster::new("west"), Cluster::new("east"));
     let verifier = verifier(&[&west]);
-    let before = verifier.inner.anchors.load().get(&west.domain).expect("west").generation();
+    let before = verifier.inner.in_force.load().anchors.get(&west.domain).expect("west").generation();
     verifier.publish(&bundles([west.bundle(), east.bundle()]));
-    let after = verifier.inner.anchors.load().get(&west.domain).expect("west").generation();
+    let after = verifier.inner.in_force.load().anchors.get(&west.domain).expect("west").generation();
     assert_eq!(before, after);
     assert_eq!(verifier.trust_domains(), 2);
     assert!(verifier.knows(&east.domain));

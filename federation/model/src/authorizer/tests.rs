@@ -488,7 +488,7 @@ fn a_rule_about_a_cluster_that_is_gone_matches_nobody() {
 // Proofs.
 
 fn peer(proof: Proof, id: SpiffeId, not_after: u64) -> VerifiedPeer {
-    VerifiedPeer::assertion(id, proof, Digest::ZERO, Digest::ZERO, Timestamp::from_secs(not_after))
+    VerifiedPeer::assertion(id, proof, Digest::ZERO, Digest::ZERO, Digest::ZERO, Timestamp::from_secs(not_after))
 }
 
 fn payments() -> Service {

@@ -1,23 +1,31 @@
-//! Bundles: by which roots each member is known.
+//! Bundles: by which roots each member is known, and which keys of its own it believes no more.
 
 use std::collections::BTreeMap;
 
 use crate::{
-    Admission, Authentic, Body, Bundles, ClusterId, Member, Record, TrustBundle,
+    Admission, Authentic, Body, Bundles, ClusterId, Member, Record, Revocation, TrustBundle, TrustDomain,
     mutation::{Mutation, planted},
     roll::Roll,
 };
 
 /// Each member's newest bundle of its own trust domain; of two with one sequence, the roots in both.
 ///
-/// Replaced bundles are looked at too: whatever a writer replaces, its sequence never goes down.
+/// Replaced bundles are looked at too: whatever a writer replaces, its sequence never goes down. So are replaced
+/// revocations: nobody takes one back. Each counts in its writer's own trust domain and nowhere else.
 pub(super) fn newest<'a>(papers: impl Iterator<Item = &'a Authentic<Record>>, roll: &Roll) -> Bundles {
     let members = &roll.members;
     let mut newest: BTreeMap<ClusterId, TrustBundle> = BTreeMap::new();
+    let mut revoked: Vec<(&TrustDomain, &Revocation)> = Vec::new();
     for record in papers.filter(|record| roll.counts(&record.id())) {
         let writer = record.value().writer;
         let bundle = match &record.value().body {
             Body::Bundle(bundle) => bundle,
+            Body::Revocation(revocation) => {
+                if let Some(member) = members.get(&writer).filter(|member| member.state.is_active()) {
+                    revoked.push((&member.trust_domain, revocation));
+                }
+                continue;
+            }
             // Until its own bundle comes, a member is known by the root in its admission: else its first session, which
             // brings that bundle, could not be verified. The id is the hash of that root, so no sponsor can give another.
             Body::Founding(candidate) | Body::Admission(Admission { candidate, .. }) => {
@@ -50,6 +58,9 @@ pub(super) fn newest<'a>(papers: impl Iterator<Item = &'a Authentic<Record>>, ro
     for bundle in newest.into_values() {
         // One past the bounds is left out: a domain without a bundle verifies nobody.
         let _ = bundles.update(bundle);
+    }
+    for (domain, revocation) in revoked {
+        bundles.revoke(domain, revocation.clone());
     }
     bundles
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     Accept, AccountRef, Admission, Approval, DestinationPattern, Digest, Eviction, Export, Head, Intention,
-    IntentionKey, Label, Layer, MemberState, MemberTerms, Replica, RuleState, ServiceId, SourcePattern, SpiffeId,
-    Stance, TrustBundle, evaluator, fold,
+    IntentionKey, Label, Layer, MemberState, MemberTerms, Replica, Revocation, RuleState, ServiceId, SourcePattern,
+    SpiffeId, Stance, Timestamp, TrustBundle, evaluator, fold,
     testing::{ALLOW, DENY, Dice, Writer, candidate, cluster, domain, label, on_all_cores, service, workload},
 };
 
@@ -62,7 +62,7 @@ fn random_body(dice: &mut Dice, writer: u8, keys: &[IntentionKey]) -> (Audience,
         1 => Audience::Member(cluster(OWN)),
         _ => Audience::Member(cluster(writer)),
     };
-    match dice.below(44) {
+    match dice.below(46) {
         0..=20 => {
             let state = *dice.pick(&[ALLOW, ALLOW, ALLOW, DENY, DENY, RuleState::Deleted, RuleState::NotUnderstood]);
             let audience = if dice.one_in(40) { Audience::All } else { Audience::Law };
@@ -99,6 +99,10 @@ fn random_body(dice: &mut Dice, writer: u8, keys: &[IntentionKey]) -> (Audience,
                 heads.insert(epoch, Head { seq: dice.below(9) as u64, digest: Digest::ZERO });
             }
             (Audience::Law, Body::Eviction(Eviction { cluster: some(dice), heads }))
+        }
+        42..=43 => {
+            let (key, end) = (Digest([dice.below(3) as u8; 32]), Timestamp::from_secs(dice.below(3) as u64));
+            (Audience::Law, Body::Revocation(Revocation { key, serial: vec![1], not_after: end }))
         }
         _ => {
             let despite = (0..dice.below(3)).map(|_| some(dice)).collect();

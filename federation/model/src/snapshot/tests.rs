@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::{
-    Accept, AccountRef, Admission, DenialReason, Export, Layer, MemberTerms, RuleState, Service, TrustBundle,
+    Accept, AccountRef, Admission, DenialReason, Export, Layer, MemberTerms, Revocation, RuleState, Service, Timestamp,
+    TrustBundle,
     testing::{ALLOW, DENY, Writer, authentic, candidate, cluster, domain, export, key, service, workload},
 };
 
@@ -206,6 +207,38 @@ fn of_two_bundles_with_one_sequence_only_common_roots_count() {
         world.add(record);
     }
     assert_eq!(world.snapshot().bundles.get(&domain(1)).map(|bundle| bundle.roots.clone()), Some(vec![vec![2]]));
+}
+
+fn revocation(key: u8, until: u64) -> Body {
+    let not_after = Timestamp::from_secs(until);
+    Body::Revocation(Revocation { key: Digest([key; 32]), serial: vec![key], not_after })
+}
+
+#[test]
+fn a_key_is_revoked_by_the_cluster_of_its_own_trust_domain_alone() {
+    let mut world = world();
+    let said = world.west.law(revocation(7, 10));
+    world.add(said);
+    let said = world.onprem.write(Audience::All, revocation(8, 10), &[]);
+    world.add(said);
+    let bundles = world.snapshot().bundles;
+    assert!(bundles.is_revoked(&domain(1), &Digest([7; 32])));
+    assert!(!bundles.is_revoked(&domain(0), &Digest([7; 32])), "it says nothing of another's keys");
+    assert!(!bundles.is_revoked(&domain(2), &Digest([8; 32])), "only the law tells of it");
+}
+
+#[test]
+fn nobody_takes_a_revocation_back() {
+    let mut world = world();
+    let said = world.west.law(revocation(7, 20));
+    let id = world.add(said);
+    let shorter = world.west.write(Audience::Law, revocation(7, 10), &[id]);
+    world.add(shorter);
+    let lawmaker = world.east.write(Audience::Law, revocation(9, 10), &[id]);
+    world.add(lawmaker);
+    let bundles = world.snapshot().bundles;
+    let ends: Vec<Timestamp> = bundles.revocations()[&domain(1)].values().map(|held| held.not_after).collect();
+    assert_eq!(ends, [Timestamp::from_secs(20)]);
 }
 
 #[test]

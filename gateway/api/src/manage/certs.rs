@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use federation_identity::now;
 use federation_model::{ClusterId, Timestamp};
 use proto::manage as wire;
 
-use super::{count, naming};
-use crate::{Refusal, Rotation, server::Shared};
+use super::{count, naming, revoking};
+use crate::{IssuedSvid, Refusal, Rotation, server::Shared};
 
 /// Most members that a rotation may leave out by name in one request.
 const WITHOUT_MAX: usize = 256;
@@ -18,11 +19,10 @@ impl Shared {
     }
 
     fn certificate_status(&self, rotation: Option<Rotation>) -> wire::CertStatusReply {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let certificates = self.system.certificates().into_iter().map(|certificate| wire::Certificate {
             kind: certificate.kind.to_owned(),
             spiffe_id: certificate.spiffe_id.to_string(),
-            serial: hex(&certificate.serial),
+            serial: revoking::hex(&certificate.serial),
             not_before_ms: certificate.not_before.as_millis(),
             not_after_ms: certificate.not_after.as_millis(),
             key: certificate.key_sha256.to_string(),
@@ -41,7 +41,13 @@ impl Shared {
             })
         });
         let rotation = rotation.map(|rotation| self.told(rotation));
-        wire::CertStatusReply { certificates: certificates.collect(), bundles: bundles.collect(), rotation }
+        let revoked = snapshot.iter().flat_map(|snapshot| revoking::revoked(snapshot, now()));
+        wire::CertStatusReply {
+            certificates: certificates.collect(),
+            bundles: bundles.collect(),
+            rotation,
+            revoked: revoked.collect(),
+        }
     }
 
     pub(super) async fn rotate_root(
@@ -59,6 +65,36 @@ impl Shared {
         tracing::info!(%author, without = without.len(), "the root shall be rotated");
         let rotation = self.system.rotate_root(without, author).await?;
         Ok(wire::RotationReply { rotation: Some(self.told(rotation)) })
+    }
+
+    pub(super) async fn rotate_intermediate(&self, author: String) -> Result<wire::RotateIntermediateReply, Refusal> {
+        let held = || self.system.certificates().into_iter().find(|one| one.kind == "intermediate");
+        let before = held().ok_or_else(Refusal::not_ready)?;
+        // Noted first, so that it can be revoked once nothing stands on it.
+        let noted = IssuedSvid {
+            spiffe_id: before.spiffe_id,
+            serial: before.serial.clone(),
+            key: before.key_sha256,
+            not_before: before.not_before,
+            not_after: before.not_after,
+        };
+        self.issued.note(noted).await;
+        self.system.rotate_intermediate().await?;
+        let signs = held().ok_or_else(Refusal::not_ready)?;
+        let last = self
+            .issued
+            .list(now())
+            .iter()
+            .filter(|svid| !svid.spiffe_id.path().is_empty())
+            .map(|svid| svid.not_after)
+            .max();
+        let reply = wire::RotateIntermediateReply {
+            signs: revoking::hex(&signs.serial),
+            before: revoking::hex(&before.serial),
+            last_ends_ms: last.map_or(0, Timestamp::as_millis),
+        };
+        tracing::info!(%author, signs = %reply.signs, before = %reply.before, "another intermediate signs");
+        Ok(reply)
     }
 
     pub(super) async fn abort_rotation(&self, author: String) -> Result<wire::RotationReply, Refusal> {

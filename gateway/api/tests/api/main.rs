@@ -4,4 +4,5 @@ mod enrolment;
 mod feed;
 mod manage;
 mod members;
+mod revoking;
 mod support;

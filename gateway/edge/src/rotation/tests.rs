@@ -114,16 +114,17 @@ impl World {
             refuses: Lock::default(),
             ticks: watch::Sender::new(0),
         });
-        Self::on(store, fake, remote, served)
+        Self::on(store, fake, remote, served).await
     }
 
-    fn on(store: Arc<dyn Store>, fake: Arc<Fake>, signer: Arc<RemoteSigner>, served: JoinHandle<()>) -> Self {
+    async fn on(store: Arc<dyn Store>, fake: Arc<Fake>, signer: Arc<RemoteSigner>, served: JoinHandle<()>) -> Self {
         let domain: TrustDomain = "west.mesh.internal".parse().expect("domain");
         let live = LiveSvid::new();
         let edge = domain.edge(&"west".parse().expect("name"));
-        svid::issue(signer.as_ref(), &edge, TTL, &live).expect("an SVID");
+        let issued = Issued::open(Arc::clone(&store)).await.expect("open");
+        svid::issue(signer.as_ref(), &issued, &edge, TTL, &live).await.expect("an SVID");
         let (store_too, ground) = (Arc::clone(&store), Arc::clone(&fake) as Arc<dyn Ground>);
-        let inputs = Inputs { signer, store, ground, live, edge, svid_ttl: TTL };
+        let inputs = Inputs { signer, store, ground, live, issued, edge, svid_ttl: TTL };
         Self { store: store_too, fake, rotation: Rotation::new(inputs), _served: served }
     }
 
@@ -133,7 +134,7 @@ impl World {
         let row = self.store.get(&Key::new(Kind::Own, b"self")).await.expect("read").expect("a row");
         let keys = OwnCluster::decode(row.value.as_slice()).expect("a row").keys;
         remote.open(&keys).expect("opened");
-        Self::on(self.store, self.fake, remote, served)
+        Self::on(self.store, self.fake, remote, served).await
     }
 
     async fn advance(&self) -> Result<(Duration, bool)> {

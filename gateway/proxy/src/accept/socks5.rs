@@ -207,6 +207,7 @@ fn code(refusal: &Refusal) -> u8 {
         | DenialReason::UnknownSource
         | DenialReason::WrongProof
         | DenialReason::Expired
+        | DenialReason::Revoked
         | DenialReason::NoSnapshot => reply::NOT_ALLOWED,
         DenialReason::UnknownService if refusal.word == "wrong_port" => reply::REFUSED,
         DenialReason::UnknownService | DenialReason::Unreachable => reply::HOST_UNREACHABLE,

@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use federation_model::{Action, ClusterId, DenialReason, MemberState, Snapshot};
+use federation_identity::Svid;
+use federation_model::{Action, ClusterId, DenialReason, MemberState, Revocation, Snapshot};
 use tokio::{io::AsyncReadExt, task::JoinSet, time::Instant};
 
-use super::world::{ALLOW, Chain, NOTHING, eventually, ping};
+use super::world::{ALLOW, Chain, NOTHING, Node, eventually, ping};
 use crate::{Access, Cut, Limits};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,6 +118,43 @@ async fn a_revoked_trust_domain_and_a_vanished_service_cut() {
         chain.destination.audit.all().into_iter().filter(|event| event.access == Access::Cut).collect();
     assert_eq!(reasons[0].reason, Some("unknown_source"));
     assert_eq!(reasons[1].reason, Some("unknown_service"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_cuts_what_stands_on_it_at_every_node_and_nothing_else() {
+    let chain = Chain::start().await;
+    let revoke = |node: &Node, svid: &Svid| {
+        let held = node.snapshot.borrow().clone().expect("a snapshot");
+        let mut snapshot = (*held).clone();
+        snapshot.revision += 1;
+        let revocation =
+            Revocation { key: svid.key_digest(), serial: svid.serial().to_vec(), not_after: svid.not_after() };
+        Arc::make_mut(&mut snapshot.bundles).revoke(svid.id().trust_domain(), revocation);
+        node.snapshot.send_replace(Some(Arc::new(snapshot)));
+        held
+    };
+    let (web, payments) = (chain.source.svid.get().expect("web"), chain.destination.svid.get().expect("payments"));
+    // The source's key is seen by all four; the server's by the source, which alone sees it in TLS.
+    let cases = chain.nodes().into_iter().map(|node| (node, &web)).chain([(&chain.source, &payments)]);
+    for (place, (node, svid)) in cases.enumerate() {
+        let (mut application, _task) = chain.call().await;
+        ping(&mut application, b"live").await.expect("an answer");
+        revoke(node, &chain.world.workload(if place == 4 { "payments.billing.west" } else { "web.shop.east" }));
+        ping(&mut application, b"another key of the same account").await.expect("an answer");
+        let held = revoke(node, svid);
+        application.read_u8().await.expect_err("cut, and not finished");
+        let event = node.audit.until("a cut", |event| event.access == Access::Cut).await;
+        assert_eq!(event.reason, Some("revoked"), "case {place}");
+        let refused = chain.refused().await;
+        assert!(
+            matches!(refused.reason, DenialReason::Revoked | DenialReason::Unreachable),
+            "case {place}: {refused:?}"
+        );
+        node.snapshot.send_replace(Some(held));
+        for node in chain.nodes() {
+            eventually("an empty registry", || (node.proxy.connections().count() == 0).then_some(())).await;
+        }
+    }
 }
 
 /// The picture that a cluster has of the federation once another one is out: no bundle of it, and no service.

@@ -3,8 +3,8 @@
 use federation_model::{
     ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Approval, Audience, Body, Candidate, ClusterId,
     DestinationPattern, Digest, ENDPOINTS_MAX, Eviction, Export, FederationId, Head, Intention, IntentionKey, Label,
-    Layer, MemberTerms, Record, RecordId, Relay, ReplicationKey, RuleState, SealingKey, SourcePattern, Stance,
-    Timestamp, TrustBundle, Vector,
+    Layer, MemberTerms, Record, RecordId, Relay, ReplicationKey, Revocation, RuleState, SealingKey, SourcePattern,
+    Stance, Timestamp, TrustBundle, Vector,
 };
 use proptest::{
     collection::{btree_map, btree_set, vec},
@@ -104,6 +104,9 @@ fn bodies() -> impl Strategy<Value = Body> {
         (clusters(), option::of(btree_set(clusters(), 0..5))).prop_map(|(cluster, despite)| Body::Stance {
             cluster,
             stance: despite.map_or(Stance::Blocked, |despite| Stance::Approved { despite }),
+        }),
+        (digests(), vec(any::<u8>(), 1..21), any::<u64>()).prop_map(|(key, serial, end)| {
+            Body::Revocation(Revocation { key, serial, not_after: Timestamp::from_millis(end) })
         }),
         (clusters(), any::<bool>()).prop_map(|(cluster, on)| Body::Lawmaker { cluster, on }),
         ("[a-z0-9._-]{1,60}", any::<u64>(), vec(vec(any::<u8>(), 0..80), 0..5)).prop_map(

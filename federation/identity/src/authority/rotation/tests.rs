@@ -156,3 +156,30 @@ fn the_old_private_keys_are_gone_once_the_new_root_signs() {
     }
     assert!(west.keys.next.is_none());
 }
+
+#[test]
+fn another_intermediate_signs_at_any_point_of_a_rotation_and_what_the_one_before_signed_stays_good() {
+    let mut west = Rotating::new();
+    let (bundle, candidate) = (west.signer().bundle(1), west.signer().candidate());
+    for step in [None, Some(RotationStep::Prepare), Some(RotationStep::TurnOver)] {
+        if let Some(step) = step {
+            west.step(step).expect("a step");
+        }
+        let (stage, next) = (west.keys.stage(), west.keys.next.as_ref().map(|next| next.cross.clone()));
+        let root = west.keys.root_certificate.clone();
+        let (old, before) = (west.keys.intermediate_certificate.clone(), west.svid(WEB));
+        west.step(RotationStep::Intermediate).expect("another intermediate");
+        let (after, edge) = (west.svid(WEB), west.svid(EDGE));
+        assert_ne!(west.keys.intermediate_certificate, old);
+        assert_eq!((west.keys.stage(), &west.keys.root_certificate), (stage, &root));
+        assert_eq!(west.keys.next.as_ref().map(|next| next.cross.clone()), next, "the next root is untouched");
+        // Whoever knows the root that signs, or only the one that was first, takes all of them.
+        for roots in [vec![&root], vec![&bundle.roots[0]]] {
+            let verifier = west.knowing(&roots);
+            let issuer = |svid: &Svid| verifier.tls_peer(svid.chain(), now()).expect("believed").issuer();
+            assert_ne!(issuer(&before), issuer(&after), "another key signed");
+            assert!(verifier.session_peer(edge.chain(), now()).is_ok());
+        }
+    }
+    assert_eq!(west.signer().candidate(), candidate, "it stays the same cluster");
+}

@@ -99,6 +99,8 @@ pub(super) const GOOD: &[Good] = &[
         d.ask = Ask::Ids(vec!["spiffe://west.mesh.internal/ns/shop/sa/api", WEB]);
     }),
     ("of the domain that was named", |d| d.ask = Ask::Domain(DOMAIN)),
+    ("with a key that another domain revoked", |d| d.revoked = vec![(OTHER, d.leaf.spki.clone())]),
+    ("with another key of the domain revoked", |d| d.revoked = vec![(DOMAIN, Key::p256().spki())]),
     ("an edge under its own root", |d| {
         edge(d);
         d.ask = Ask::Stranger;
@@ -439,6 +441,8 @@ pub(super) const BAD: &[Bad] = &[
         d.between("middle");
         d.between[0].0.put(SAN, false, san(&[uri(&format!("spiffe://{OTHER}"))]));
     }),
+    ("a leaf whose key was revoked", "revoked", |d| d.revoked = vec![(DOMAIN, d.leaf.spki.clone())]),
+    ("a leaf whose issuer's key was revoked", "revoked", |d| d.revoked = vec![(DOMAIN, d.intermediate.spki.clone())]),
     // What is expected.
     ("an edge where workloads are accepted", "wrong_role", |d| d.leaf.id(EDGE)),
     ("a person where workloads are accepted", "wrong_role", |d| d.leaf.id("spiffe://west.mesh.internal/user/ada")),

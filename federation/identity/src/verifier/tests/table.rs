@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use federation_model::{Bundles, Digest, Role, SpiffeId, Timestamp, TrustBundle};
+use federation_model::{Bundles, Digest, Revocation, Role, SpiffeId, Timestamp, TrustBundle};
 use rustls_pki_types::CertificateDer;
 
 use super::cases;
@@ -51,6 +51,8 @@ pub(super) struct Draft {
     /// Whether our root stands in the bundle of the other domain instead.
     pub(super) root_is_foreign: bool,
     pub(super) own_root_in_force: bool,
+    /// Keys (SPKI) that a domain revoked.
+    pub(super) revoked: Vec<(&'static str, Vec<u8>)>,
     /// Last changes to the chain as bytes.
     pub(super) after: fn(&mut Vec<Vec<u8>>),
     pub(super) now: Timestamp,
@@ -76,6 +78,7 @@ impl Draft {
             bundle: Some(Vec::new()),
             root_is_foreign: false,
             own_root_in_force: true,
+            revoked: Vec::new(),
             after: |_| {},
             now: noon(),
             ask: Ask::Tls,
@@ -141,6 +144,11 @@ impl Draft {
                 roots.push(Spec::ca(DOMAIN, "our root", "our root", &key).sign(&key));
             }
             put(DOMAIN, roots);
+        }
+        for (domain, spki) in &self.revoked {
+            let (key, not_after) = (crate::sha256(spki), Timestamp::from_secs(NOON + 3600));
+            let domain = domain.parse().expect("domain");
+            bundles.revoke(&domain, Revocation { key, serial: vec![1], not_after });
         }
         bundles
     }

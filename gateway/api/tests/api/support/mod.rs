@@ -16,9 +16,9 @@ use federation_model::{
 };
 use federation_store::{Change, Damage, Key, Kind as Rows, Revision, Row, Store, StoreError};
 use gateway_api::{
-    Access, Api, BoxFuture, Certificate, Check, CheckState, Connections, Departed, Direction, Inputs, IssuedToken,
-    Joined, Kind, LinkPhase, LinkState, Links, Probed, Refusal, Registry, Rotation, RotationPhase, Settings, System,
-    TokenState, TokenSummary, bind,
+    Access, Api, BoxFuture, Certificate, Check, CheckState, Connections, Departed, Direction, Inputs, Issued,
+    IssuedToken, Joined, Kind, LinkPhase, LinkState, Links, Probed, Refusal, Registry, Rotation, RotationPhase,
+    Settings, System, TokenState, TokenSummary, bind,
 };
 use hyper_util::rt::TokioIo;
 use proto::{
@@ -295,6 +295,14 @@ impl System for FakeSystem {
         Ok(self.pin)
     }
 
+    fn renew_edge(&self) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn rotate_intermediate(&self) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async { Err(Refusal::new(Kind::NotReady, "signer_gone", "the signer does not answer")) })
+    }
+
     fn rotation(&self) -> BoxFuture<'_, Result<Option<Rotation>, Refusal>> {
         let held = self.rotation.lock().expect("lock").clone();
         Box::pin(async { Ok(held.map(rotation)) })
@@ -432,6 +440,7 @@ impl World {
             signer,
             store: store.clone(),
             registry: Registry::new(),
+            issued: Issued::open(store.clone()).await.expect("open"),
         };
         let api = Api::new(inputs, stop.clone());
         let folder = tempfile::tempdir().expect("folder");
