@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     Accept, AccountRef, Approval, ClusterId, ClusterName, Digest, Endpoint, FederationId, Head, Intention,
-    IntentionKey, NamespaceName, Relay, ReplicationKey, SealingKey, ServiceName, Timestamp, TrustBundle, TrustDomain,
+    IntentionKey, NamespaceName, Relay, ReplicationKey, SealingKey, ServiceName, Staleness, Timestamp, TrustBundle, TrustDomain,
 };
 
 /// Longest signed envelope in bytes.
@@ -118,6 +118,7 @@ pub struct Export {
     pub namespace: NamespaceName,
     pub port: u16,
     pub accounts: Vec<AccountRef>,
+    pub staleness: Staleness,
 }
 
 /// What a record says.
