@@ -3,7 +3,9 @@
 //! In: what the owner chose, and the age of its data as the asker knows it. Out: whether a call may still be. Never:
 //! reads a clock, or lets older data allow what fresher data would not.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+
+use crate::ClusterId;
 
 /// Lease of a service whose owner named none.
 pub const LEASE_DEFAULT: Duration = Duration::from_secs(15 * 60);
@@ -85,6 +87,27 @@ impl Staleness {
     #[must_use]
     pub fn narrower(self, other: Self) -> Self {
         Self { when: self.when.max(other.when), lease: self.lease.min(other.lease) }
+    }
+}
+
+/// Says how old the data of a cluster is, by a clock that never steps; `None` for one that was never heard since this
+/// process started. Given by whoever has that clock to those who decide.
+#[derive(Clone)]
+pub struct Ages(Arc<dyn Fn(&ClusterId) -> Option<Duration> + Send + Sync>);
+
+impl Ages {
+    pub fn new(of: impl Fn(&ClusterId) -> Option<Duration> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(of))
+    }
+
+    pub fn of(&self, cluster: &ClusterId) -> Option<Duration> {
+        (self.0)(cluster)
+    }
+}
+
+impl fmt::Debug for Ages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ages")
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) fn service(number: u8, name: &str) -> Service {
         port: 8080,
         accounts: Vec::new(),
         exported: true,
+        staleness: Default::default(),
         name,
     }
 }

@@ -263,6 +263,7 @@ async fn services_of_others_are_listed_as_theirs() {
         namespace: "books".parse().expect("name"),
         port: 1,
         accounts: vec![account("ledger.books")],
+        staleness: Default::default(),
     };
     federation.hear(&mut east, Audience::All, Body::Service(ledger));
     let world = World::with(federation, vec![], TTL).await;

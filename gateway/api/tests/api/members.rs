@@ -232,6 +232,7 @@ async fn what_an_evicted_member_served_is_gone_from_lists_and_names() {
         namespace: "books".parse().expect("name"),
         port: 1,
         accounts: vec![account("ledger.books")],
+        staleness: Default::default(),
     };
     federation.hear(&mut east, Audience::All, Body::Service(export));
     let world = World::with(federation, vec![], TTL).await;
