@@ -151,7 +151,8 @@ mod tests {
 
     #[test]
     fn every_word_is_read_back_and_others_are_none() {
-        for word in ["default_deny", "rule", "guardrail", "no_snapshot", "overloaded", "expired", "malformed", "stale"] {
+        for word in ["default_deny", "rule", "guardrail", "no_snapshot", "overloaded", "expired", "malformed", "stale"]
+        {
             assert_eq!(DenialReason::from_word(word).map(DenialReason::as_str), Some(word));
         }
         for word in ["", "Rule", "rule ", "allowed"] {

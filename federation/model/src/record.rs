@@ -8,7 +8,8 @@ use std::{
 
 use crate::{
     Accept, AccountRef, Approval, ClusterId, ClusterName, Digest, Endpoint, FederationId, Head, Intention,
-    IntentionKey, NamespaceName, Relay, ReplicationKey, SealingKey, ServiceName, Staleness, Timestamp, TrustBundle, TrustDomain,
+    IntentionKey, NamespaceName, Relay, ReplicationKey, SealingKey, ServiceName, Staleness, Timestamp, TrustBundle,
+    TrustDomain,
 };
 
 /// Longest signed envelope in bytes.

@@ -4,9 +4,7 @@ use std::{fmt, sync::Arc};
 
 use rpds::RedBlackTreeMapSync;
 
-use crate::{
-    AccountName, ClusterId, NamespaceName, ServiceName, ServiceRef, SpiffeId, Staleness, TrustDomain,
-};
+use crate::{AccountName, ClusterId, NamespaceName, ServiceName, ServiceRef, SpiffeId, Staleness, TrustDomain};
 
 /// An account within a cluster: `account.namespace`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     Accept, Action, Admission, Approval, Audience, Authentic, Body, Candidate, ClusterId, DestinationPattern, Digest,
     Export, FederationId, Intention, IntentionKey, Label, Layer, Member, MemberState, MemberTerms, Members, Record,
-    RecordId, Relay, ReplicationKey, RuleState, SealingKey, ServiceId, SourcePattern, SpiffeId, Staleness, Timestamp, TrustDomain,
+    RecordId, Relay, ReplicationKey, RuleState, SealingKey, ServiceId, SourcePattern, SpiffeId, Staleness, Timestamp,
+    TrustDomain,
 };
 
 /// Names of the test clusters by number.

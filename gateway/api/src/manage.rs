@@ -11,7 +11,7 @@ mod services;
 use std::{sync::Arc, time::Duration};
 
 use federation_identity::now;
-use federation_model::AccountRef;
+use federation_model::{AccountRef, Ages};
 use gateway_dns::QueryType;
 use proto::{
     convert::{WorkloadToken, workload_token_text},
@@ -19,6 +19,7 @@ use proto::{
 };
 use tonic::{Request, Response, Status};
 
+pub(crate) use self::services::chosen;
 use crate::{EnrolledBy, LinkPhase, Peer, Refusal, server::Shared, tokens};
 
 /// How long looking up the name of a user may take.
@@ -288,8 +289,13 @@ impl Shared {
             return Err(Refusal::invalid("bad_name", message));
         }
         self.addresses.update(&snapshot.catalog);
-        let answer = gateway_dns::answer(&snapshot, &self.addresses, &request.name, kind);
+        let links = Arc::clone(&self.links);
+        let ages = Ages::new(move |member| links.data_age(member));
+        let answer = gateway_dns::answer(&snapshot, &self.addresses, &ages, &request.name, kind);
         let mut why = answer.why.to_string();
+        if let Some(data) = answer.data {
+            why = format!("{why}; {data}");
+        }
         if !request.account.is_empty() {
             let account: AccountRef = naming::account(&request.account)?;
             why = format!("{why}; {}", law::may_call(&snapshot, &account, &request.name));
@@ -303,6 +309,7 @@ impl Shared {
                 .map(|record| format!("{}. {} IN {}", record.name, record.ttl.as_secs(), record.data))
                 .collect(),
             why,
+            data_age_ms: naming::age_ms(answer.data.and_then(|data| data.age)),
         })
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use federation_identity::{LiveSvid, Signer, Verifier, seal::Kek, tls, token};
 use federation_link::{Event, Link};
-use federation_model::{ConnectionId, DenialReason, Endpoint, MemberTerms, Service};
+use federation_model::{Ages, ConnectionId, DenialReason, Endpoint, MemberTerms, Service};
 use federation_store::Store;
 use gateway_admin::{Readiness, shutdown, telemetry};
 use gateway_api::{Access, Api, Registry};
@@ -133,6 +133,10 @@ async fn edge(config: &Path) -> Result<()> {
     };
     let proxy = Proxy::new(gateway_proxy::Inputs {
         snapshot: link.snapshot(),
+        ages: Ages::new({
+            let link = link.clone();
+            move |member| link.data_age(member)
+        }),
         verifier: verifier.clone(),
         svid: live.clone(),
         dial: Arc::new(dial),

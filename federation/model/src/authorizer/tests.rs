@@ -556,13 +556,15 @@ fn a_passage_needs_the_signed_header_and_the_members_own_session() {
     let edge = |number: u8| domain(number).edge(&crate::testing::name(number).parse().expect("name"));
     let signed = peer(Proof::Signed, workload("web.shop", 2), 200);
     let session = peer(Proof::Session, edge(2), 300);
-    let passage =
-        authorizer.authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW, FRESH).expect("allowed");
+    let passage = authorizer
+        .authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW, FRESH)
+        .expect("allowed");
     assert_eq!(passage.deadline(), Timestamp::from_secs(200), "the leaf that signed ends it");
 
     let check = |signed: &VerifiedPeer, session: Option<&VerifiedPeer>, reason| {
-        let denial =
-            authorizer.authorize_passage(signed, session, &world.members, &payments(), NOW, FRESH).expect_err("refused");
+        let denial = authorizer
+            .authorize_passage(signed, session, &world.members, &payments(), NOW, FRESH)
+            .expect_err("refused");
         assert_eq!(denial.reason, reason, "{signed:?} over {session:?}");
     };
     check(&signed, None, DenialReason::WrongProof);
@@ -616,7 +618,8 @@ fn one_member_that_relays_may_carry_anothers_passage() {
     let mut members = world.members.clone();
     members.insert(Member { relay: Relay::Members, ..member(3, false, Accept::Federation) });
     let north = world.compile().at(cluster(3), 1);
-    let denial = north.authorize_passage(&signed, Some(&over_east), &members, &payments(), NOW, FRESH).expect_err("refused");
+    let denial =
+        north.authorize_passage(&signed, Some(&over_east), &members, &payments(), NOW, FRESH).expect_err("refused");
     assert_eq!(denial.reason, DenialReason::Unreachable);
     // What east may carry, the law still judges; and one that is out carries nothing.
     world.rule(1, PAIR, DENY);

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     Accept, AccountRef, Admission, Approval, DestinationPattern, Digest, Eviction, Export, Head, Intention,
     IntentionKey, Label, Layer, MemberState, MemberTerms, Replica, RuleState, ServiceId, SourcePattern, SpiffeId,
-    Stance, Staleness, TrustBundle, WhenStale, evaluator, fold,
+    Staleness, Stance, TrustBundle, WhenStale, evaluator, fold,
     testing::{ALLOW, DENY, Dice, Writer, candidate, cluster, domain, label, on_all_cores, service, workload},
 };
 

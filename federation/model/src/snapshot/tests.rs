@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    Accept, AccountRef, Admission, DenialReason, Export, Layer, MemberTerms, RuleState, Service, Staleness, TrustBundle,
-    WhenStale,
+    Accept, AccountRef, Admission, DenialReason, Export, Layer, MemberTerms, RuleState, Service, Staleness,
+    TrustBundle, WhenStale,
     testing::{ALLOW, DENY, Writer, authentic, candidate, cluster, domain, export, key, service, workload},
 };
 

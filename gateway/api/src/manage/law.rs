@@ -123,7 +123,7 @@ impl Shared {
         let laggard = |(member, age): (ClusterId, Option<Duration>)| wire::Laggard {
             cluster: naming::shown(&member, &snapshot.members),
             // Zero means "nothing known", so the freshest is a millisecond old.
-            data_age_ms: age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX).max(1)),
+            data_age_ms: naming::age_ms(age),
         };
         intention.behind = behind.into_iter().map(laggard).collect();
     }
@@ -232,8 +232,7 @@ fn judged(snapshot: &Snapshot, source: &SpiffeId, name: &ServiceRef) -> wire::Ch
         }
         Some(reason) => {
             reply.reason = reason.as_str().to_owned();
-            let denial =
-                Denial { reason, source: Some(source.clone()), destination: name.to_string(), rule, rule_text: text };
+            let denial = Denial { rule, rule_text: text, ..Denial::without_rule(reason, Some(&source), &name) };
             reply.detail = denial.to_string();
         }
     }
