@@ -24,7 +24,7 @@ use crate::{
     config::{Settings, StoreKind},
     confine,
     dial::EdgeDial,
-    keys,
+    freshness, keys,
     page::Page,
     relays::Relays,
     rotation::{self, Rotation},
@@ -68,6 +68,7 @@ async fn edge(config: &Path) -> Result<()> {
             let exporter = gateway_admin::metrics::install("gateway", env!("CARGO_PKG_VERSION"))?;
             gateway_proxy::metrics::describe();
             gateway_api::metrics::describe();
+            crate::metrics::describe();
             federation_store::describe_metrics();
             Some(exporter)
         }
@@ -234,6 +235,7 @@ async fn edge(config: &Path) -> Result<()> {
     });
 
     // What runs on its own.
+    tasks.spawn(freshness::watch(link.clone(), readiness.clone(), stop.clone()));
     tasks.spawn(signer::watch(remote, readiness, stop.clone()));
     tasks.spawn(svid::keep(signer, edge_id, ttl, live, stop.clone()));
     tasks.spawn({
