@@ -256,3 +256,33 @@ async fn behind_a_cut_a_service_that_denies_is_refused_past_its_lease_and_back_o
     })
     .await
 }
+
+#[tokio::test]
+async fn without_its_lawmaker_a_member_makes_rules_for_its_own_services_and_lets_others_join() -> Result<(), Failure> {
+    World::tell(Duration::from_secs(120), async |world| {
+        let (east, west, north) = tokio::try_join!(
+            Cluster::start(world, Plan::new("east").relayed()),
+            Cluster::start(world, Plan::new("west").relayed()),
+            Cluster::start(world, Plan::new("north").relayed()),
+        )?;
+        // The founder alone makes law.
+        link(&[&east, &west], &[]).await?;
+        world.network().cut("east", "west");
+        world.network().cut("east", "north");
+        until_up(&west, "east", false, NOTICE_MAX + MEASURE).await?;
+        west.run(&["service", "register", "payments.billing", "--port", "8080"]).await?;
+        west.run(&["service", "export", "payments.billing"]).await?;
+        let token = west.token("north", &[]).await?;
+        north.join(&token, &[]).await?.done().context("north joins by west")?;
+        north.until_sees("payments.billing.west", true).await?;
+        west.run(&["intention", "allow", "web.shop.north", "payments.billing"]).await?;
+        north.until_check("web.shop.north", "payments.billing.west", true).await?;
+        west.run(&["intention", "deny", "web.shop.north", "payments.billing"]).await?;
+        north.until_check("web.shop.north", "payments.billing.west", false).await?;
+        ensure!(west.link_state("east").await? != "up", "the cut did not last");
+        world.network().heal();
+        until_up(&east, "north", true, CONVERGE).await?;
+        east.until_check("web.shop.north", "payments.billing.west", false).await
+    })
+    .await
+}
