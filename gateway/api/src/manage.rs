@@ -278,6 +278,12 @@ impl Shared {
         wire::WorkloadList { workloads: self.registry.workloads().into_iter().map(shown).collect() }
     }
 
+    /// How old the data of each other member is here.
+    fn ages(&self) -> Ages {
+        let links = Arc::clone(&self.links);
+        Ages::new(move |member| links.data_age(member))
+    }
+
     fn lookup_dns(&self, request: &wire::LookupDnsRequest) -> Result<wire::LookupDnsReply, Refusal> {
         let snapshot = self.ready()?;
         let kind: QueryType = match request.r#type.as_str() {
@@ -289,8 +295,7 @@ impl Shared {
             return Err(Refusal::invalid("bad_name", message));
         }
         self.addresses.update(&snapshot.catalog);
-        let links = Arc::clone(&self.links);
-        let ages = Ages::new(move |member| links.data_age(member));
+        let ages = self.ages();
         let answer = gateway_dns::answer(&snapshot, &self.addresses, &ages, &request.name, kind);
         let mut why = answer.why.to_string();
         if let Some(data) = answer.data {
@@ -298,7 +303,7 @@ impl Shared {
         }
         if !request.account.is_empty() {
             let account: AccountRef = naming::account(&request.account)?;
-            why = format!("{why}; {}", law::may_call(&snapshot, &account, &request.name));
+            why = format!("{why}; {}", law::may_call(&snapshot, &ages, &account, &request.name));
         }
         let records = answer.records.iter();
         Ok(wire::LookupDnsReply {

@@ -315,6 +315,13 @@ async fn lists_and_names_tell_how_old_the_owners_data_is() {
     for (name, when) in [("a", WhenStale::Keep), ("b", WhenStale::PreferLocal), ("c", WhenStale::Deny)] {
         federation.hear(&mut east, Audience::All, Body::Service(ledger(name, when)));
     }
+    let key = IntentionKey {
+        source: SourcePattern::parse("web.shop.west", Action::Allow, federation.own.id, &federation.snapshot().members)
+            .expect("source"),
+        destination: DestinationPattern::parse("c.books.east", &federation.snapshot().members).expect("destination"),
+        layer: Layer::Rule,
+    };
+    federation.hear(&mut east, Audience::Law, Body::Intention(Intention { key, state: RuleState::Is(Action::Allow) }));
     let world = World::with(federation, vec![], TTL).await;
     let mut client = world.manage().await;
     let freshness = async |client: &mut ManageClient<_>| {
@@ -328,6 +335,16 @@ async fn lists_and_names_tell_how_old_the_owners_data_is() {
         let reply = client.lookup_dns(request).await.expect("looked up").into_inner();
         (reply.rcode, reply.why, reply.data_age_ms)
     };
+    // The rule stands all the while.
+    let destination = "c.books.east".to_owned();
+    let judged = async |client: &mut ManageClient<_>| {
+        let request = wire::CheckIntentionRequest { source: "web.shop".into(), destination: destination.clone() };
+        let reply = client.check_intention(request).await.expect("judged").into_inner();
+        (reply.allowed, reply.reason, reply.detail)
+    };
+    let (allowed, reason, detail) = judged(&mut client).await;
+    assert_eq!((allowed, reason.as_str()), (false, "stale"), "{detail}");
+    assert!(detail.contains("no data since this process started, lease 60 s"), "{detail}");
     let (code, why, age) = rcode(&mut client).await;
     assert_eq!((code.as_str(), age), ("SERVFAIL", 0), "{why}");
     assert!(why.contains("hanse link status east") && why.contains("past the lease of 60 s"), "{why}");
@@ -336,6 +353,8 @@ async fn lists_and_names_tell_how_old_the_owners_data_is() {
     let (code, why, age) = rcode(&mut client).await;
     assert_eq!((code.as_str(), age), ("NOERROR", 59_000), "{why}");
     assert!(why.contains("what its owner last said is 59 s old, within the lease of 60 s"), "{why}");
+    let (allowed, _, detail) = judged(&mut client).await;
+    assert!(allowed, "{detail}");
     let clusters = client.list_clusters(wire::ListClustersRequest {}).await.expect("list").into_inner().clusters;
     let ages: Vec<_> = clusters.iter().map(|cluster| (cluster.own, cluster.data_age_ms)).collect();
     assert!(ages.contains(&(true, 0)) && ages.contains(&(false, 59_000)), "{ages:?}");
