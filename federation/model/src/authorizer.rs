@@ -286,7 +286,7 @@ impl Authorizer {
         match self.law.judge(peer.id(), &service.id) {
             Verdict::Allow(_) if stale => {
                 let data = Stale { age, lease: service.staleness.lease };
-                Err(Denial { stale: Some(data), ..self.denial(DenialReason::Stale, peer, service, None) })
+                Err(Denial { stale: Some(Box::new(data)), ..self.denial(DenialReason::Stale, peer, service, None) })
             }
             Verdict::Allow(rule) => Ok(rule.id()),
             Verdict::Deny(reason, rule) => Err(self.denial(reason, peer, service, rule)),

@@ -94,7 +94,7 @@ pub struct Denial {
     /// The rule in words (`deny web.shop.* -> payments.billing.west`), if one decided.
     pub rule_text: Option<String>,
     /// How old the data was, if that decided.
-    pub stale: Option<Stale>,
+    pub stale: Option<Box<Stale>>,
 }
 
 impl Denial {
@@ -182,10 +182,10 @@ mod tests {
         assert!(denial.to_string().starts_with("an unproved peer may not reach"));
         denial.reason = DenialReason::Stale;
         let (age, lease) = (Duration::from_secs(912), Duration::from_secs(900));
-        denial.stale = Some(Stale { age: Some(age), lease });
+        denial.stale = Some(Box::new(Stale { age: Some(age), lease }));
         let words = denial.to_string();
         assert!(words.contains("(data 912 s old, lease 900 s): `hanse link status` says"), "{words}");
-        denial.stale = Some(Stale { age: None, lease });
+        denial.stale = Some(Box::new(Stale { age: None, lease }));
         assert!(denial.to_string().contains("no data since this process started"));
     }
 }

@@ -93,7 +93,9 @@ impl Staleness {
 /// Says how old the data of a cluster is, by a clock that never steps; `None` for one that was never heard since this
 /// process started. Given by whoever has that clock to those who decide.
 #[derive(Clone)]
-pub struct Ages(Arc<dyn Fn(&ClusterId) -> Option<Duration> + Send + Sync>);
+pub struct Ages(Arc<AgeOf>);
+
+type AgeOf = dyn Fn(&ClusterId) -> Option<Duration> + Send + Sync;
 
 impl Ages {
     pub fn new(of: impl Fn(&ClusterId) -> Option<Duration> + Send + Sync + 'static) -> Self {

@@ -93,7 +93,7 @@ impl Shared {
         let (mut listed, mut list_due) = (Instant::now(), Some(Instant::now()));
         // Before the first records, which are judged by them.
         let opened = Instant::now();
-        if !send(events, self.ages(opened)).await {
+        if !send(events, self.told_ages(opened)).await {
             return Ok(());
         }
         let mut ages_due = opened + ages_interval(snapshot.members.len());
@@ -142,7 +142,7 @@ impl Shared {
                 () = sleep_until(ages_due) => {
                     let members = snapshots.borrow().as_ref().map_or(0, |snapshot| snapshot.members.len());
                     ages_due = Instant::now() + ages_interval(members);
-                    if !send(events, self.ages(opened)).await {
+                    if !send(events, self.told_ages(opened)).await {
                         return Ok(());
                     }
                 }
@@ -161,7 +161,7 @@ impl Shared {
     }
 
     /// How old the data of every other member is, as said on a feed that was opened then.
-    fn ages(&self, opened: Instant) -> Event {
+    fn told_ages(&self, opened: Instant) -> Event {
         let snapshot = self.links.snapshot().borrow().clone();
         let members = snapshot.iter().flat_map(|held| held.members.present().filter(|member| member.id != held.own));
         let ages = members.filter_map(|member| {

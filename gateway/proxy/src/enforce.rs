@@ -145,7 +145,7 @@ fn sweep(core: &Arc<Core>, renewals: &mut JoinSet<()>) -> Timestamp {
 fn outlived(connection: &Connection, age: Option<Duration>, lease: Staleness) -> Denial {
     let source = connection.state().peer.id().clone();
     let denial = Denial::without_rule(DenialReason::Stale, Some(&source), &connection.service.name);
-    Denial { stale: Some(Stale { age, lease: lease.lease }), ..denial }
+    Denial { stale: Some(Box::new(Stale { age, lease: lease.lease })), ..denial }
 }
 
 /// A denial that a later hop tells. Those before are told by the connection's own end.

@@ -709,7 +709,7 @@ fn only_a_service_that_denies_past_its_lease_is_refused_for_its_owners_silence()
             assert_eq!((permit.is_err(), passage.is_err()), (refused, refused), "{when} {age:?}");
             for denial in [permit.err(), passage.err()].into_iter().flatten() {
                 assert_eq!(denial.reason, DenialReason::Stale);
-                assert_eq!(denial.stale, Some(Stale { age, lease: Duration::from_secs(10) }));
+                assert_eq!(denial.stale.as_deref(), Some(&Stale { age, lease: Duration::from_secs(10) }));
             }
         }
     }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use federation_model::{
-    AccountRef, Action, Audience, Body, ClusterId, Denial, DenialReason, DestinationPattern, Enforcement, Intention,
-    IntentionKey, Layer, MESH_ZONE, Member, RecordId, RuleState, ServiceRef, Snapshot, SourcePattern, SourceRef,
-    SpiffeId, Standing, Timestamp,
+    AccountRef, Action, Ages, Audience, Body, ClusterId, Denial, DenialReason, DestinationPattern, Enforcement,
+    Intention, IntentionKey, Layer, MESH_ZONE, Member, RecordId, RuleState, ServiceRef, Snapshot, SourcePattern,
+    SourceRef, SpiffeId, Stale, Standing, Timestamp,
 };
 use proto::manage as wire;
 use tokio::time::timeout;
@@ -217,7 +217,7 @@ fn judged(snapshot: &Snapshot, ages: &Ages, source: &SpiffeId, name: &ServiceRef
             let age = ages.of(&service.id.cluster);
             let reason = match decision.action {
                 Action::Allow if service.id.cluster != snapshot.own && service.staleness.denies(age) => {
-                    stale = Some(Stale { age, lease: service.staleness.lease });
+                    stale = Some(Box::new(Stale { age, lease: service.staleness.lease }));
                     Some(DenialReason::Stale)
                 }
                 Action::Allow => None,
@@ -238,7 +238,7 @@ fn judged(snapshot: &Snapshot, ages: &Ages, source: &SpiffeId, name: &ServiceRef
         }
         Some(reason) => {
             reply.reason = reason.as_str().to_owned();
-            let denial = Denial { rule, rule_text: text, stale, ..Denial::without_rule(reason, Some(&source), &name) };
+            let denial = Denial { rule, rule_text: text, stale, ..Denial::without_rule(reason, Some(source), name) };
             reply.detail = denial.to_string();
         }
     }
