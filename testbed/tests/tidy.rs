@@ -189,6 +189,82 @@ fn a_heavy_package_is_used_by_its_owner_alone() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What is wrong with a page of claims: a table whose cells name numbered notes, and notes that name tests.
+fn claims(page: &str, is_test: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let (table, notes) = page.split_once("\n## The tests\n").expect("the notes follow under \"The tests\"");
+    let (_, table) = table.split_once("\n## The matrix\n").expect("the table stands under \"The matrix\"");
+    let mut used = BTreeSet::new();
+    let rows = table.lines().filter(|line| line.starts_with("| ")).skip(1);
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        for cell in cells.iter().skip(1).filter(|cell| **cell != "—") {
+            let inside = cell.split('(').skip(1).filter_map(|rest| rest.split_once(')'));
+            let numbers = inside.flat_map(|(numbers, _)| numbers.split(',')).map(|number| number.trim().parse::<u32>());
+            let numbers: Vec<u32> = numbers.filter_map(Result::ok).collect();
+            if numbers.is_empty() {
+                wrong.push(format!("{:?} claims {cell:?} and names no test", cells[0]));
+            }
+            used.extend(numbers);
+        }
+    }
+    let mut noted: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
+    for line in notes.lines() {
+        if let Some((number, _)) = line.split_once(". ").and_then(|(number, rest)| Some((number.parse().ok()?, rest))) {
+            noted.entry(number).or_default();
+        }
+        if let Some(mut last) = noted.last_entry() {
+            last.get_mut().extend(line.split('`').skip(1).step_by(2));
+        }
+    }
+    for (number, tests) in &noted {
+        if tests.is_empty() || !used.contains(number) {
+            wrong.push(format!("note {number} names no test, or nobody refers to it"));
+        }
+        wrong.extend(
+            tests.iter().filter(|name| !is_test(name)).map(|name| format!("{number}: there is no test {name}")),
+        );
+    }
+    wrong.extend(used.iter().filter(|number| !noted.contains_key(number)).map(|number| format!("no note {number}")));
+    if used.is_empty() {
+        wrong.push("the table was not found".to_owned());
+    }
+    wrong
+}
+
+#[test]
+fn every_claim_of_the_partitions_page_names_a_test_that_exists() {
+    let files = files();
+    let is_test = |name: &str| {
+        let (plain, asynchronous) = (format!("]\nfn {name}("), format!("]\nasync fn {name}("));
+        files.iter().any(|(_, text)| text.contains(&plain) || text.contains(&asynchronous))
+    };
+    let page = std::fs::read_to_string(root().join("docs/operate/partitions.md")).expect("the page");
+    let wrong = claims(&page, is_test);
+    assert!(wrong.is_empty(), "docs/operate/partitions.md:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_claim_without_a_test_is_found() {
+    let page = |cell: &str, notes: &str| {
+        format!("x\n## The matrix\n\n| gone | a |\n|---|---|\n| all | {cell} |\n\n## The tests\n\n{notes}")
+    };
+    let is_test = |name: &str| name == "it_is_so";
+    for (cell, notes, wanted) in [
+        ("goes on (1)", "1. `it_is_so`", ""),
+        ("—, never", "1. `it_is_so`", "names no test"),
+        ("goes on", "1. `it_is_so`", "names no test"),
+        ("goes on (within 3 s)", "1. `it_is_so`", "names no test"),
+        ("goes on (2)", "1. `it_is_so`", "no note 2"),
+        ("goes on (1)", "1. `it_was_so`", "there is no test it_was_so"),
+        ("goes on (1)", "1. nothing", "names no test"),
+        ("—", "", "was not found"),
+    ] {
+        let wrong = claims(&page(cell, notes), is_test).join("; ");
+        assert!(if wanted.is_empty() { wrong.is_empty() } else { wrong.contains(wanted) }, "{cell} {notes}: {wrong:?}");
+    }
+}
+
 #[test]
 fn the_reading_of_the_table_can_say_no() {
     let (programs, folder) = (["cli", "demo"], Path::new("federation/link"));

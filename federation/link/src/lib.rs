@@ -360,6 +360,12 @@ impl Link {
         self.shared.receipts.read(|receipts, now| receipts.enforcement(record, active, now))
     }
 
+    /// How old this cluster's picture of another member is; `None` if it was never heard since this process started.
+    /// What [`LinkStatus::data_age`] says, at a cost that suits a decision.
+    pub fn data_age(&self, member: &ClusterId) -> Option<Duration> {
+        status::data_age(&self.shared, member)
+    }
+
     /// How the link with every other member fares, by name.
     pub fn statuses(&self) -> Vec<LinkStatus> {
         status::all(&self.shared)

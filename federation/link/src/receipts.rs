@@ -1,7 +1,7 @@
 //! Receipts on their way: this cluster's own as its snapshots change, others' as they come, both passed on.
 //!
 //! In: how far the replica is, at each publication; signed receipts of members. Out: frames on control streams, and the
-//! table that lists and statuses read. Never: believes a receipt without its signature, or lets one change a decision.
+//! table that lists and statuses read. Never: believes a receipt without its signature, or lets one allow anything: all it can do is be missing.
 //!
 //! The driver makes them, so a member whose driver hangs says nothing more, however alive its sockets are: the age of a
 //! member's data is a watch on its progress.

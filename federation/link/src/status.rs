@@ -112,10 +112,10 @@ fn of(shared: &Shared, member: &Member, members: usize) -> LinkStatus {
     let health = preferred.as_ref().map(|session| *lock(&session.health));
     let late = shared.limits.heartbeat * HEARTBEATS_MISSED_MAX;
     let speaks = preferred.as_ref().is_some_and(|session| session.reads_receipts);
-    let data_age = shared.receipts.read(|receipts, now| receipts.age(&member.id, now));
+    let said = shared.receipts.read(|receipts, now| receipts.age(&member.id, now));
     // One that does not speak yet has as long for its first word as for any other.
     let began = past.began.map(|began| began.elapsed());
-    let fresh = !speaks || data_age.or(began).is_some_and(|age| age <= receipts::stale_after(members));
+    let fresh = !speaks || said.or(began).is_some_and(|age| age <= receipts::stale_after(members));
     let state = if !member.state.is_active() {
         LinkState::Out(member.state)
     } else if let Some(health) = health {
@@ -136,7 +136,7 @@ fn of(shared: &Shared, member: &Member, members: usize) -> LinkStatus {
         rtt: health.and_then(|health| health.rtt),
         relay: if preferred.is_none() && member.state.is_active() { relay_toward(shared, &member.id) } else { None },
         clock_offset_ms: health.and_then(|health| health.clock_offset_ms),
-        data_age: if speaks { data_age } else { data_age.or(past.heard.map(|heard| heard.elapsed())) },
+        data_age: data_age(shared, &member.id),
         tunnels: sessions.iter().map(|session| session.tunnel_count()).sum(),
         sessions: sessions.len(),
         deadline: preferred.as_ref().map(|session| session.deadline()),
@@ -144,6 +144,16 @@ fn of(shared: &Shared, member: &Member, members: usize) -> LinkStatus {
         bytes_sent,
         bytes_received,
     }
+}
+
+/// Time since this cluster last held all that a member had said by then. Of one whose version says nothing of that: time
+/// since anything was heard.
+pub(crate) fn data_age(shared: &Shared, member: &ClusterId) -> Option<Duration> {
+    let said = shared.receipts.read(|receipts, now| receipts.age(member, now));
+    if said.is_some() || shared.registry.preferred(member).is_some_and(|session| session.reads_receipts) {
+        return said;
+    }
+    shared.registry.past(member).heard.map(|heard| heard.elapsed())
 }
 
 /// The nearest member that relays, with a session here, and that last said it has one with `member`.

@@ -15,12 +15,15 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use self::index::{Law, Verdict};
 use crate::{
     Action, Body, ClusterId, Conflict, Denial, DenialReason, IntentionKey, Member, Members, Passage, Permit, Proof,
-    Record, RecordId, RecordKey, Relay, RuleState, Service, ServiceId, SpiffeId, Timestamp, VerifiedPeer,
+    Record, RecordId, RecordKey, Relay, RuleState, Service, ServiceId, SpiffeId, Stale, Timestamp, VerifiedPeer,
     files::{Filed, Files},
     roll::Roll,
 };
@@ -138,13 +141,22 @@ impl Authorizer {
 
     /// Leave for `peer` to reach `service`, where its mTLS ends. Needs a peer proved by `Tls` or `Own`.
     ///
+    /// `age` is how old the data of the service's owner is to the asker, `None` if it was never heard; that of the own
+    /// cluster does not matter, since nobody is stale to itself.
+    ///
     /// # Errors
-    /// The wrong proof, an ended credential, or the law's denial.
-    pub fn authorize(&self, peer: &VerifiedPeer, service: &Service, now: Timestamp) -> Result<Permit, Denial> {
+    /// The wrong proof, an ended credential, the law's denial, or data past a lease whose policy is to deny.
+    pub fn authorize(
+        &self,
+        peer: &VerifiedPeer,
+        service: &Service,
+        now: Timestamp,
+        age: Option<Duration>,
+    ) -> Result<Permit, Denial> {
         if !matches!(peer.proof(), Proof::Tls | Proof::Own) {
             return Err(self.denial(DenialReason::WrongProof, peer, service, None));
         }
-        let rule = self.leave(peer, service, now)?;
+        let rule = self.leave(peer, service, now, age)?;
         Ok(Permit {
             source: peer.id().clone(),
             service: service.id.clone(),
@@ -158,10 +170,12 @@ impl Authorizer {
     /// member's, the `Session` over which it came: of that same member, or of one that relays. From one member to
     /// another they pass only if this cluster relays, and only by one relay.
     ///
-    /// The passage ends with the leaf that signed; the session's own end closes its tunnels whatever this says.
+    /// The passage ends with the leaf that signed; the session's own end closes its tunnels whatever this says. `age` is
+    /// that of the owner's data, as in [`Authorizer::authorize`].
     ///
     /// # Errors
-    /// The wrong proof, a session of somebody else or none where one is needed, an ended credential, or the law's denial.
+    /// The wrong proof, a session of somebody else or none where one is needed, an ended credential, the law's denial, or
+    /// data past a lease whose policy is to deny.
     pub fn authorize_passage(
         &self,
         signed: &VerifiedPeer,
@@ -169,6 +183,7 @@ impl Authorizer {
         members: &Members,
         service: &Service,
         now: Timestamp,
+        age: Option<Duration>,
     ) -> Result<Passage, Denial> {
         let refuse = |reason| Err(self.denial(reason, signed, service, None));
         let relays =
@@ -199,7 +214,7 @@ impl Authorizer {
             }
             None => {}
         }
-        let rule = self.leave(signed, service, now)?;
+        let rule = self.leave(signed, service, now, age)?;
         Ok(Passage {
             source: signed.id().clone(),
             service: service.id.clone(),
@@ -257,11 +272,22 @@ impl Authorizer {
     }
 
     /// The rule that allows it, or the denial. What every leave rests on.
-    fn leave(&self, peer: &VerifiedPeer, service: &Service, now: Timestamp) -> Result<RecordId, Denial> {
+    fn leave(
+        &self,
+        peer: &VerifiedPeer,
+        service: &Service,
+        now: Timestamp,
+        age: Option<Duration>,
+    ) -> Result<RecordId, Denial> {
         if now >= peer.not_after() {
             return Err(self.denial(DenialReason::Expired, peer, service, None));
         }
+        let stale = self.own != Some(service.id.cluster) && service.staleness.denies(age);
         match self.law.judge(peer.id(), &service.id) {
+            Verdict::Allow(_) if stale => {
+                let data = Stale { age, lease: service.staleness.lease };
+                Err(Denial { stale: Some(Box::new(data)), ..self.denial(DenialReason::Stale, peer, service, None) })
+            }
             Verdict::Allow(rule) => Ok(rule.id()),
             Verdict::Deny(reason, rule) => Err(self.denial(reason, peer, service, rule)),
         }
@@ -280,6 +306,7 @@ impl Authorizer {
             destination: service.name.to_string(),
             rule: rule.map(|rule| rule.id()),
             rule_text: rule.map(|rule| compile::words(&rule, &self.law.members)),
+            stale: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{RecordId, SpiffeId};
+use crate::{RecordId, SpiffeId, Stale};
 
 /// The kinds of refusal. `as_str` is what metrics, frames and audit carry; the set only grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +32,8 @@ pub enum DenialReason {
     NoInstance,
     /// The member that owns the service cannot be reached.
     Unreachable,
+    /// What is known of the owner is older than the service's lease, and its policy denies then.
+    Stale,
     /// A frame or header could not be read.
     Malformed,
     /// A bound was reached.
@@ -54,6 +56,7 @@ impl DenialReason {
             Self::NoSnapshot => "no_snapshot",
             Self::NoInstance => "no_instance",
             Self::Unreachable => "unreachable",
+            Self::Stale => "stale",
             Self::Malformed => "malformed",
             Self::Overloaded => "overloaded",
         }
@@ -61,7 +64,7 @@ impl DenialReason {
 
     /// The reason of a word, for frames from a peer; an unknown word is `None`.
     pub fn from_word(word: &str) -> Option<Self> {
-        const ALL: [DenialReason; 14] = [
+        const ALL: [DenialReason; 15] = [
             DenialReason::DefaultDeny,
             DenialReason::Rule,
             DenialReason::Guardrail,
@@ -74,6 +77,7 @@ impl DenialReason {
             DenialReason::NoSnapshot,
             DenialReason::NoInstance,
             DenialReason::Unreachable,
+            DenialReason::Stale,
             DenialReason::Malformed,
             DenialReason::Overloaded,
         ];
@@ -93,12 +97,15 @@ pub struct Denial {
     pub rule: Option<RecordId>,
     /// The rule in words (`deny web.shop.* -> payments.billing.west`), if one decided.
     pub rule_text: Option<String>,
+    /// How old the data was, if that decided.
+    pub stale: Option<Box<Stale>>,
 }
 
 impl Denial {
     /// A refusal that no rule decided: something is missing, unreachable or wrong.
     pub fn without_rule(reason: DenialReason, source: Option<&SpiffeId>, destination: &impl fmt::Display) -> Self {
-        Self { reason, source: source.cloned(), destination: destination.to_string(), rule: None, rule_text: None }
+        let (source, destination) = (source.cloned(), destination.to_string());
+        Self { reason, source, destination, rule: None, rule_text: None, stale: None }
     }
 }
 
@@ -126,6 +133,13 @@ impl fmt::Display for Denial {
             DenialReason::NoSnapshot => f.write_str("no readable snapshot of the law is here yet"),
             DenialReason::NoInstance => f.write_str("nothing serves it right now"),
             DenialReason::Unreachable => f.write_str("the member that owns it cannot be reached"),
+            DenialReason::Stale => {
+                f.write_str("its owner was not heard for longer than the service's lease, and its policy is to deny")?;
+                match &self.stale {
+                    Some(stale) => write!(f, " ({stale}): `hanse link status` says what is wrong with the link"),
+                    None => Ok(()),
+                }
+            }
             DenialReason::Malformed => f.write_str("the request could not be read"),
             DenialReason::Overloaded => f.write_str("a bound was reached; try again later"),
         }
@@ -136,11 +150,14 @@ impl std::error::Error for Denial {}
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn every_word_is_read_back_and_others_are_none() {
-        for word in ["default_deny", "rule", "guardrail", "no_snapshot", "overloaded", "expired", "malformed"] {
+        for word in ["default_deny", "rule", "guardrail", "no_snapshot", "overloaded", "expired", "malformed", "stale"]
+        {
             assert_eq!(DenialReason::from_word(word).map(DenialReason::as_str), Some(word));
         }
         for word in ["", "Rule", "rule ", "allowed"] {
@@ -156,6 +173,7 @@ mod tests {
             destination: "payments.billing.east".to_owned(),
             rule: None,
             rule_text: Some("deny web.shop.west -> payments.billing.east".to_owned()),
+            stale: None,
         };
         assert_eq!(
             denial.to_string(),
@@ -167,5 +185,12 @@ mod tests {
         denial.source = None;
         denial.reason = DenialReason::DefaultDeny;
         assert!(denial.to_string().starts_with("an unproved peer may not reach"));
+        denial.reason = DenialReason::Stale;
+        let (age, lease) = (Duration::from_secs(912), Duration::from_secs(900));
+        denial.stale = Some(Box::new(Stale { age: Some(age), lease }));
+        let words = denial.to_string();
+        assert!(words.contains("(data 912 s old, lease 900 s): `hanse link status` says"), "{words}");
+        denial.stale = Some(Box::new(Stale { age: None, lease }));
+        assert!(denial.to_string().contains("no data since this process started"));
     }
 }

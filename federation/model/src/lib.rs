@@ -25,6 +25,7 @@ mod roll;
 mod service;
 mod snapshot;
 mod spiffe;
+mod staleness;
 mod standing;
 mod time;
 mod token;
@@ -64,6 +65,7 @@ pub use replica::{
 pub use service::{ACCOUNTS_MAX, AccountRef, ConnectionId, InstanceId, Service, ServiceCatalog, ServiceId};
 pub use snapshot::{Conflict, Snapshot, fold};
 pub use spiffe::{Role, SPIFFE_ID_BYTES_MAX, SpiffeId, SpiffeIdError, TRUST_DOMAIN_BYTES_MAX, TrustDomain};
+pub use staleness::{Ages, LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Stale, Staleness, WhenStale};
 pub use time::Timestamp;
 pub use token::{
     BAD_PROOFS_MAX, JoinToken, TOKEN_TTL_DEFAULT, TOKEN_TTL_MAX, TOKENS_OPEN_MAX, TokenError, TokenId, TokenSecret,

@@ -2,7 +2,8 @@
 //!
 //! In: authentic receipts, in any order. Out: how far each member enforces each public log, who has not confirmed a
 //! record, and how old a member's data is. Never: a record, and nothing is judged by one: a member that lies about what
-//! it enforces deceives its own federation's operators and nobody's gateway.
+//! it enforces deceives its own federation's operators and nobody's gateway. The age of its data only measures the leases
+//! of its own services.
 //!
 //! Each statement in a receipt ("I enforce this log as far as that") only ever grows, so receipts merge in any order and
 //! one that is lost costs nothing but time.

@@ -8,8 +8,8 @@ use std::{
 
 use crate::{
     Accept, AccountRef, Approval, ClusterId, ClusterName, Digest, Endpoint, FederationId, Head, Intention,
-    IntentionKey, NamespaceName, Relay, ReplicationKey, Revocation, SealingKey, ServiceName, Timestamp, TrustBundle,
-    TrustDomain,
+    IntentionKey, NamespaceName, Relay, ReplicationKey, Revocation, SealingKey, ServiceName, Staleness, Timestamp,
+    TrustBundle, TrustDomain,
 };
 
 /// Longest signed envelope in bytes.
@@ -119,6 +119,7 @@ pub struct Export {
     pub namespace: NamespaceName,
     pub port: u16,
     pub accounts: Vec<AccountRef>,
+    pub staleness: Staleness,
 }
 
 /// What a record says.

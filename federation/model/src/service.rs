@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use rpds::RedBlackTreeMapSync;
 
-use crate::{AccountName, ClusterId, NamespaceName, ServiceName, ServiceRef, SpiffeId, TrustDomain};
+use crate::{AccountName, ClusterId, NamespaceName, ServiceName, ServiceRef, SpiffeId, Staleness, TrustDomain};
 
 /// An account within a cluster: `account.namespace`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +41,8 @@ pub struct Service {
     pub accounts: Vec<AccountRef>,
     /// Whether the owner exported it, so that other members see it.
     pub exported: bool,
+    /// What becomes of calls from other clusters once they hear nothing of the owner.
+    pub staleness: Staleness,
 }
 
 /// Most accounts that a service may name.
@@ -154,6 +156,7 @@ mod tests {
             port: 8080,
             accounts: vec![account("payments"), account("batch")],
             exported: true,
+            staleness: Staleness::default(),
         };
         let servers = payments.server_ids();
         assert_eq!(servers, vec![workload("payments.billing", 1), workload("batch.billing", 1)]);

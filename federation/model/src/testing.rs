@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     Accept, Action, Admission, Approval, Audience, Authentic, Body, Candidate, ClusterId, DestinationPattern, Digest,
     Export, FederationId, Intention, IntentionKey, Label, Layer, Member, MemberState, MemberTerms, Members, Record,
-    RecordId, Relay, ReplicationKey, RuleState, SealingKey, ServiceId, SourcePattern, SpiffeId, Timestamp, TrustDomain,
+    RecordId, Relay, ReplicationKey, RuleState, SealingKey, ServiceId, SourcePattern, SpiffeId, Staleness, Timestamp,
+    TrustDomain,
 };
 
 /// Names of the test clusters by number.
@@ -181,6 +182,7 @@ pub(crate) fn export(text: &str, port: u16) -> Body {
         namespace: namespace.parse().expect("namespace"),
         port,
         accounts: Vec::new(),
+        staleness: Staleness::default(),
     })
 }
 

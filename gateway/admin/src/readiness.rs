@@ -15,6 +15,7 @@ pub struct Readiness(Arc<Mutex<Blockers>>);
 struct Blockers {
     next: u64,
     names: BTreeMap<u64, &'static str>,
+    notes: BTreeMap<&'static str, Vec<String>>,
 }
 
 /// Something that must happen before the program is ready. Only [`Blocker::done`] says that it did: if the task that
@@ -43,6 +44,16 @@ impl Readiness {
     /// What is awaited, oldest first; empty when ready.
     pub fn blocked_by(&self) -> Vec<&'static str> {
         self.lock().names.values().copied().collect()
+    }
+
+    /// What `/readyz` tells besides, under a topic: it stays ready. In place of what was said of the topic before.
+    pub fn note(&self, topic: &'static str, lines: Vec<String>) {
+        self.lock().notes.insert(topic, lines);
+    }
+
+    /// What was noted, in order of topic.
+    pub fn notes(&self) -> Vec<String> {
+        self.lock().notes.values().flatten().cloned().collect()
     }
 
     pub fn is_ready(&self) -> bool {
@@ -76,6 +87,17 @@ mod tests {
         assert!(!readiness.is_ready());
         snapshot.done();
         assert!(readiness.is_ready());
+    }
+
+    #[test]
+    fn a_note_is_told_until_another_of_its_topic_and_blocks_nothing() {
+        let readiness = Readiness::new();
+        readiness.note("freshness", vec!["east: static since 9 s".into()]);
+        readiness.note("disk", vec!["nearly full".into()]);
+        assert_eq!(readiness.notes(), ["nearly full", "east: static since 9 s"]);
+        assert!(readiness.is_ready());
+        readiness.note("freshness", Vec::new());
+        assert_eq!(readiness.notes(), ["nearly full"]);
     }
 
     #[test]

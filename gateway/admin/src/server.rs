@@ -141,7 +141,10 @@ impl Inputs {
         let blocked_by = self.readiness.blocked_by();
         match (path, &self.exporter, &self.status) {
             ("/livez", ..) => plain(StatusCode::OK, "ok\n"),
-            ("/readyz", ..) if blocked_by.is_empty() => plain(StatusCode::OK, "ready\n"),
+            ("/readyz", ..) if blocked_by.is_empty() => {
+                let notes: String = self.readiness.notes().iter().map(|line| format!("{line}\n")).collect();
+                plain(StatusCode::OK, format!("ready\n{notes}"))
+            }
             ("/readyz", ..) => {
                 let lines: String = blocked_by.iter().map(|name| format!("waits for {name}\n")).collect();
                 plain(StatusCode::SERVICE_UNAVAILABLE, lines)

@@ -41,6 +41,9 @@ pub trait Links: Send + Sync + 'static {
     /// Ticks whenever a member says anew what it enforces.
     fn receipts(&self) -> watch::Receiver<u64>;
 
+    /// How old the data of another member is; `None` if it was never heard since this process started.
+    fn data_age(&self, member: &ClusterId) -> Option<Duration>;
+
     /// How every link is doing; one entry for each other member.
     fn statuses(&self) -> Vec<LinkState>;
 

@@ -5,11 +5,11 @@ use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 use federation_identity::now;
 use federation_model::{
     AccountRef, Audience, Body, ConnectionId, Digest, Export, FederationId, InstanceId, MESSAGE_BYTES_MAX,
-    MESSAGE_RECORDS_MAX, NamespaceName, ServiceId, ServiceName, ServiceRef, Snapshot, VerifiedPeer,
+    MESSAGE_RECORDS_MAX, NamespaceName, ServiceId, ServiceName, ServiceRef, Snapshot, Staleness, VerifiedPeer,
 };
 use proto::workload::{
-    FeedEvent, FeedRequest, Instances, Records, Serves, Subscribe, discovery_server::Discovery, feed_event::Event,
-    feed_request,
+    Age, Ages, FeedEvent, FeedRequest, Instances, Records, Serves, Subscribe, discovery_server::Discovery,
+    feed_event::Event, feed_request,
 };
 use tokio::{
     sync::mpsc,
@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     Kind, Peer, Refusal,
     feed::{Feed, Scope},
+    manage::chosen,
     registry::{Registration, Serving},
     server::Shared,
 };
@@ -37,6 +38,11 @@ const HEADER_BYTES_MAX: usize = 16 * 1024;
 const REMOVED_MAX: usize = 10_000;
 /// Least time between two lists of instances: when all sidecars come back at once, each still gets few lists.
 const INSTANCES_PAUSE: Duration = Duration::from_millis(100);
+/// Time between two lists of ages for up to [`AGES_PER_SECOND`] members, and in proportion for more.
+const AGES_INTERVAL: Duration = Duration::from_secs(1);
+const AGES_PER_SECOND: usize = 32;
+/// Longest time between two lists of ages.
+const AGES_INTERVAL_MAX: Duration = Duration::from_secs(30);
 /// Most events that wait for a slow sidecar; then its feed waits.
 const EVENTS_MAX: usize = 16;
 
@@ -86,6 +92,12 @@ impl Shared {
         let end = Instant::now() + peer.not_after().since(now());
         let mut synced = false;
         let (mut listed, mut list_due) = (Instant::now(), Some(Instant::now()));
+        // Before the first records, which are judged by them.
+        let opened = Instant::now();
+        if !send(events, self.told_ages(opened)).await {
+            return Ok(());
+        }
+        let mut ages_due = opened + ages_interval(snapshot.members.len());
         tracing::info!(spiffe_id = %peer.id(), "feed opened");
         loop {
             tokio::select! {
@@ -129,6 +141,13 @@ impl Shared {
                         return Ok(());
                     }
                 }
+                () = sleep_until(ages_due) => {
+                    let members = snapshots.borrow().as_ref().map_or(0, |snapshot| snapshot.members.len());
+                    ages_due = Instant::now() + ages_interval(members);
+                    if !send(events, self.told_ages(opened)).await {
+                        return Ok(());
+                    }
+                }
                 Some(denied) = denials.recv() => {
                     if !send(events, Event::Denied(denied)).await {
                         return Ok(());
@@ -141,6 +160,17 @@ impl Shared {
                 },
             }
         }
+    }
+
+    /// How old the data of every other member is, as said on a feed that was opened then.
+    fn told_ages(&self, opened: Instant) -> Event {
+        let snapshot = self.links.snapshot().borrow().clone();
+        let members = snapshot.iter().flat_map(|held| held.members.present().filter(|member| member.id != held.own));
+        let ages = members.filter_map(|member| {
+            let age_ms = millis(self.links.data_age(&member.id)?);
+            Some(Age { cluster: member.id.as_bytes().to_vec(), age_ms })
+        });
+        Event::Ages(Ages { ages: ages.collect(), said_at_ms: millis(opened.elapsed()) })
     }
 
     /// Checks what a sidecar says of itself, and notes it.
@@ -210,8 +240,14 @@ impl Shared {
             let message = format!("this cluster has {SERVICES_MAX} services already");
             return Err(Refusal::new(Kind::Exhausted, "too_many_services", message));
         }
-        let export =
-            Export { service: service.clone(), namespace: namespace.clone(), port, accounts: vec![account.clone()] };
+        let staleness = chosen(&wanted.when_stale, wanted.lease_ms, Staleness::default())?;
+        let export = Export {
+            service: service.clone(),
+            namespace: namespace.clone(),
+            port,
+            accounts: vec![account.clone()],
+            staleness,
+        };
         let audience = Audience::Member(snapshot.own);
         let record = self.links.write(audience, Body::Service(export), peer.id().to_string()).await?;
         self.published(record, |snapshot| snapshot.catalog.get(&id).is_some()).await;
@@ -238,6 +274,16 @@ impl Shared {
             None => Ok(()),
         }
     }
+}
+
+/// Time between two lists of ages, for so many members: they change no faster.
+fn ages_interval(members: usize) -> Duration {
+    let times = u32::try_from(members.div_ceil(AGES_PER_SECOND)).unwrap_or(u32::MAX).max(1);
+    AGES_INTERVAL.saturating_mul(times).min(AGES_INTERVAL_MAX)
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn first(requests: &mut Streaming<FeedRequest>) -> Result<Subscribe, Refusal> {

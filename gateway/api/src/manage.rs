@@ -12,7 +12,7 @@ mod services;
 use std::{sync::Arc, time::Duration};
 
 use federation_identity::now;
-use federation_model::AccountRef;
+use federation_model::{AccountRef, Ages};
 use gateway_dns::QueryType;
 use proto::{
     convert::{WorkloadToken, workload_token_text},
@@ -20,6 +20,7 @@ use proto::{
 };
 use tonic::{Request, Response, Status};
 
+pub(crate) use self::services::chosen;
 use crate::{EnrolledBy, LinkPhase, Peer, Refusal, server::Shared, tokens};
 
 /// How long looking up the name of a user may take.
@@ -295,6 +296,12 @@ impl Shared {
         wire::WorkloadList { workloads: self.registry.workloads().into_iter().map(shown).collect() }
     }
 
+    /// How old the data of each other member is here.
+    fn ages(&self) -> Ages {
+        let links = Arc::clone(&self.links);
+        Ages::new(move |member| links.data_age(member))
+    }
+
     fn lookup_dns(&self, request: &wire::LookupDnsRequest) -> Result<wire::LookupDnsReply, Refusal> {
         let snapshot = self.ready()?;
         let kind: QueryType = match request.r#type.as_str() {
@@ -306,11 +313,15 @@ impl Shared {
             return Err(Refusal::invalid("bad_name", message));
         }
         self.addresses.update(&snapshot.catalog);
-        let answer = gateway_dns::answer(&snapshot, &self.addresses, &request.name, kind);
+        let ages = self.ages();
+        let answer = gateway_dns::answer(&snapshot, &self.addresses, &ages, &request.name, kind);
         let mut why = answer.why.to_string();
+        if let Some(data) = answer.data {
+            why = format!("{why}; {data}");
+        }
         if !request.account.is_empty() {
             let account: AccountRef = naming::account(&request.account)?;
-            why = format!("{why}; {}", law::may_call(&snapshot, &account, &request.name));
+            why = format!("{why}; {}", law::may_call(&snapshot, &ages, &account, &request.name));
         }
         let records = answer.records.iter();
         Ok(wire::LookupDnsReply {
@@ -321,6 +332,7 @@ impl Shared {
                 .map(|record| format!("{}. {} IN {}", record.name, record.ttl.as_secs(), record.data))
                 .collect(),
             why,
+            data_age_ms: naming::age_ms(answer.data.and_then(|data| data.age)),
         })
     }
 }

@@ -15,7 +15,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::exit;
+use crate::{
+    exit,
+    verbs::{StaleArgs, WhenStaleArg},
+};
 
 /// How long opening the socket may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -246,23 +249,24 @@ impl Client {
         service: &str,
         port: u16,
         accounts: &[String],
+        stale: StaleArgs,
     ) -> Result<manage::ServiceReply, ClientError> {
-        let request =
-            manage::RegisterServiceRequest { service: service.into(), port: port.into(), accounts: accounts.to_vec() };
+        let (when_stale, lease_ms) = in_words(stale);
+        let (service, accounts) = (service.into(), accounts.to_vec());
+        let request = manage::RegisterServiceRequest { service, port: port.into(), accounts, when_stale, lease_ms };
         Ok(self.0.clone().register_service(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
 
-    /// Shows a service to the members `to` and to no other; empty: to all.
-    pub async fn service_export(&self, service: &str, to: &[String]) -> Result<manage::ServiceReply, ClientError> {
-        self.export(manage::ExportServiceRequest { service: service.into(), to: to.to_vec(), nobody: false }).await
-    }
-
-    /// Shows a service to nobody any more.
-    pub async fn service_unexport(&self, service: &str) -> Result<manage::ServiceReply, ClientError> {
-        self.export(manage::ExportServiceRequest { service: service.into(), to: Vec::new(), nobody: true }).await
-    }
-
-    async fn export(&self, request: manage::ExportServiceRequest) -> Result<manage::ServiceReply, ClientError> {
+    /// Shows a service to the members `to` and to no other; empty: to all; `None`: to nobody any more.
+    pub async fn service_export(
+        &self,
+        service: &str,
+        to: Option<&[String]>,
+        stale: StaleArgs,
+    ) -> Result<manage::ServiceReply, ClientError> {
+        let (when_stale, lease_ms) = in_words(stale);
+        let (service, nobody, to) = (service.into(), to.is_none(), to.unwrap_or_default().to_vec());
+        let request = manage::ExportServiceRequest { service, to, nobody, when_stale, lease_ms };
         Ok(self.0.clone().export_service(limited(request, REQUEST_LIMIT)).await?.into_inner())
     }
 
@@ -374,4 +378,9 @@ fn unreached(socket: &Path, error: &(dyn Error + 'static)) -> ClientError {
         }
     }
     ClientError::Unreachable { socket, message }
+}
+/// As requests carry it: empty and zero leave it as it was.
+fn in_words(stale: StaleArgs) -> (String, u64) {
+    let lease = stale.lease.map_or(0, |lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
+    (stale.when_stale.map_or("", WhenStaleArg::as_str).to_owned(), lease)
 }

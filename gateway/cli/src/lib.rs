@@ -19,5 +19,6 @@ pub use format::Format;
 pub use run::{run, run_as, run_on};
 pub use terminal::{TOKEN_FILE_BYTES_MAX, Terminal};
 pub use verbs::{
-    CertVerb, ClusterVerb, Globals, IntentionVerb, LinkVerb, Operator, ServiceVerb, WorkloadVerb, command,
+    CertVerb, ClusterVerb, Globals, IntentionVerb, LinkVerb, Operator, ServiceVerb, StaleArgs, WhenStaleArg,
+    WorkloadVerb, command,
 };

@@ -216,13 +216,13 @@ async fn service(verb: ServiceVerb, globals: &Globals, terminal: &mut Terminal<'
             print(terminal, output, &reply, |_| show::services(&reply.services))?;
             return Ok(exit::DONE);
         }
-        ServiceVerb::Register { service, port, accounts, output } => {
-            (client.service_register(&service, port, &accounts).await?, output, false)
+        ServiceVerb::Register { service, port, accounts, stale, output } => {
+            (client.service_register(&service, port, &accounts, stale).await?, output, false)
         }
-        ServiceVerb::Export { service, nobody: true, output, .. } => {
-            (client.service_unexport(&service).await?, output, true)
+        ServiceVerb::Export { service, to, nobody, stale, output } => {
+            let to = if nobody { None } else { Some(to.as_slice()) };
+            (client.service_export(&service, to, stale).await?, output, true)
         }
-        ServiceVerb::Export { service, to, output, .. } => (client.service_export(&service, &to).await?, output, true),
     };
     print(terminal, output, &reply, |_| show::services(&reply.service))?;
     if let Some(service) = reply.service.as_ref().filter(|service| !exported && service.exported_to.is_empty()) {

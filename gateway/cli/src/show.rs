@@ -111,7 +111,19 @@ pub(crate) fn link_status(reply: &manage::LinkList, now: SystemTime) -> String {
 
 pub(crate) fn clusters(reply: &manage::ClusterList, now: SystemTime) -> String {
     table(
-        ["NAME", "ID", "STATE", "EVICTED BY", "LAWMAKER", "ACCEPTS", "APPROVAL", "SPONSOR", "AGE", "ENDPOINTS"],
+        [
+            "NAME",
+            "ID",
+            "STATE",
+            "EVICTED BY",
+            "LAWMAKER",
+            "ACCEPTS",
+            "APPROVAL",
+            "SPONSOR",
+            "AGE",
+            "DATA AGE",
+            "ENDPOINTS",
+        ],
         reply.clusters.iter().map(|cluster| {
             [
                 cluster.name.clone(),
@@ -123,6 +135,7 @@ pub(crate) fn clusters(reply: &manage::ClusterList, now: SystemTime) -> String {
                 cluster.approval.clone(),
                 cluster.sponsor.clone(),
                 ago(cluster.admitted_at_ms, now),
+                age(cluster.data_age_ms),
                 cluster.endpoints.join(","),
             ]
         }),
@@ -170,7 +183,7 @@ pub(crate) fn workloads(reply: &manage::WorkloadList, now: SystemTime) -> String
 
 pub(crate) fn services<'a>(services: impl IntoIterator<Item = &'a manage::Service>) -> String {
     table(
-        ["NAME", "PORT", "ACCOUNTS", "EXPORTED TO", "INSTANCES", "DNS"],
+        ["NAME", "PORT", "ACCOUNTS", "EXPORTED TO", "INSTANCES", "WHEN STALE", "LEASE", "DATA AGE", "STATE", "DNS"],
         services.into_iter().map(|service| {
             // Instances live in the service's own cluster, and only it knows them.
             let instances = if service.own { service.instances.to_string() } else { String::new() };
@@ -180,6 +193,10 @@ pub(crate) fn services<'a>(services: impl IntoIterator<Item = &'a manage::Servic
                 service.accounts.join(","),
                 service.exported_to.join(","),
                 instances,
+                service.when_stale.clone(),
+                age(service.lease_ms),
+                age(service.data_age_ms),
+                service.freshness.clone(),
                 service.dns.clone(),
             ]
         }),

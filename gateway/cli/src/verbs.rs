@@ -217,6 +217,8 @@ pub enum ServiceVerb {
         #[arg(long = "account", value_name = "ACCOUNT", value_delimiter = ',')]
         accounts: Vec<String>,
         #[command(flatten)]
+        stale: StaleArgs,
+        #[command(flatten)]
         output: Output,
     },
     /// Show a service of this cluster to other members.
@@ -230,8 +232,40 @@ pub enum ServiceVerb {
         #[arg(long, conflicts_with = "to")]
         nobody: bool,
         #[command(flatten)]
+        stale: StaleArgs,
+        #[command(flatten)]
         output: Output,
     },
+}
+
+/// What callers in other clusters do once they did not hear from this one for longer than the lease. Left out: as it was.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct StaleArgs {
+    /// keep: the last rules known stay in force. prefer-local: their own service of that name stands in, if they have
+    /// one. deny: nobody reaches it, live connections are cut [default for a new service: keep].
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub when_stale: Option<WhenStaleArg>,
+    /// How long that is, 10s to 24h [default for a new service: 15m].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub lease: Option<Duration>,
+}
+
+/// A policy for stale data by its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WhenStaleArg {
+    Keep,
+    PreferLocal,
+    Deny,
+}
+
+impl WhenStaleArg {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::PreferLocal => "prefer-local",
+            Self::Deny => "deny",
+        }
+    }
 }
 
 /// `hanse intention …`

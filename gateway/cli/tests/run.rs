@@ -71,6 +71,10 @@ impl Gateway {
             exported_to: Vec::new(),
             own: true,
             instances: 1,
+            when_stale: "keep".into(),
+            lease_ms: 900_000,
+            freshness: "own".into(),
+            ..wire::Service::default()
         }
     }
 }
@@ -165,6 +169,7 @@ answers! {
         rcode: if gateway.no { "NXDOMAIN".into() } else { "NOERROR".into() },
         answers: vec!["127.64.0.1".into()],
         why: "it is visible here".into(),
+        data_age_ms: 0,
     };
     cert_status(CertStatusRequest) -> CertStatusReply: |gateway, _| wire::CertStatusReply {
         rotation: Some(match gateway.no {
@@ -442,7 +447,7 @@ async fn every_other_verb_answers() {
         ("cluster list", "?[31meast"),
         ("workload list", "SVID ENDS"),
         ("service register payments.billing --port 8080", "payments.billing.east"),
-        ("service export payments.billing --to west", "8080"),
+        ("service export payments.billing --to west --when-stale deny --lease 90s", "8080"),
         ("service export payments.billing --nobody", "8080"),
         ("intention allow web.shop payments.billing", "web.shop.east"),
         ("intention delete web.shop payments.billing --layer rule", "deleted"),
@@ -471,9 +476,9 @@ async fn every_other_verb_answers() {
     assert!(out.contains("blocked") && err.contains("west is blocked?[0m."), "{out}{err}");
     let asked = gateway.asked.lock().expect("lock").join("\n");
     for wanted in [
-        r#"RegisterServiceRequest { service: "payments.billing", port: 8080, accounts: [] }"#,
-        r#"ExportServiceRequest { service: "payments.billing", to: ["west"], nobody: false }"#,
-        r#"ExportServiceRequest { service: "payments.billing", to: [], nobody: true }"#,
+        r#"RegisterServiceRequest { service: "payments.billing", port: 8080, accounts: [], when_stale: "", lease_ms: 0 }"#,
+        r#"ExportServiceRequest { service: "payments.billing", to: ["west"], nobody: false, when_stale: "deny", lease_ms: 90000 }"#,
+        r#"ExportServiceRequest { service: "payments.billing", to: [], nobody: true, when_stale: "", lease_ms: 0 }"#,
         r#"layer: "rule", action: "", wait_ms: 0 }"#,
         r#"ListLinksRequest { cluster: "west" }"#,
         r#"RotateRootRequest { without: ["onprem"] }"#,

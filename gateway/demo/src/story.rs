@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use federation_link::probe::{self, Answer};
+use gateway_cli::StaleArgs;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::Instant,
@@ -258,7 +259,7 @@ impl Story {
         for (cluster, service) in [("west", "payments.billing"), ("onprem", "ledger.books")] {
             let client = self.world.cluster(cluster)?.client().await?;
             until(&format!("{service} is registered"), CONVERGE, || async {
-                client.service_export(service, &[]).await?;
+                client.service_export(service, Some(&[]), StaleArgs::default()).await?;
                 Ok(())
             })
             .await?;

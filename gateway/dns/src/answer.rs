@@ -4,11 +4,14 @@
 
 use std::{fmt, net::Ipv4Addr, str::FromStr, time::Duration};
 
-use federation_model::{ClusterName, MESH_ZONE, NamespaceName, ServiceRef, Snapshot};
+use federation_model::{
+    Ages, ClusterName, MESH_ZONE, NamespaceName, Service, ServiceRef, Snapshot, Stale, Staleness, WhenStale,
+};
 
 use crate::Addresses;
 
-/// How long an address may be kept. Short, so that a withdrawn service is noticed.
+/// Longest time for which an address may be kept. Short, so that a withdrawn service is noticed; of another cluster's
+/// service never past its lease.
 pub const TTL: Duration = Duration::from_secs(5);
 /// How long the absence of a name may be kept (RFC 2308, 5). Shorter, so that a new export is seen soon.
 pub const NEGATIVE_TTL: Duration = Duration::from_secs(2);
@@ -22,6 +25,41 @@ pub struct Answer {
     /// The authority section: the zone's SOA where a name or a type is absent (RFC 2308, 2), else nothing.
     pub authority: Vec<Record>,
     pub why: Why,
+    /// How old the data is on which the answer rests, if it is about another cluster's service.
+    pub data: Option<DataAge>,
+}
+
+/// The age of an owner's data, and what its service makes of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataAge {
+    /// `None` if the owner was never heard since this process started.
+    pub age: Option<Duration>,
+    pub staleness: Staleness,
+}
+
+impl DataAge {
+    /// Whether the lease is over.
+    pub fn is_over(&self) -> bool {
+        self.staleness.is_over(self.age)
+    }
+}
+
+impl fmt::Display for DataAge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Staleness { when, lease } = self.staleness;
+        match self.age {
+            Some(age) => write!(f, "what its owner last said is {} s old", age.as_secs())?,
+            None => f.write_str("its owner was not heard since this process started")?,
+        }
+        let over = if self.is_over() { "past" } else { "within" };
+        write!(f, ", {over} the lease of {} s", lease.as_secs())?;
+        match when {
+            _ if !self.is_over() => Ok(()),
+            WhenStale::Keep => f.write_str(": the last rules known stay in force (keep)"),
+            WhenStale::PreferLocal => f.write_str(": a service of that name in this cluster stands in (prefer-local)"),
+            WhenStale::Deny => f.write_str(": nobody reaches it until its owner is heard again (deny)"),
+        }
+    }
 }
 
 /// One record. Its class is IN.
@@ -128,6 +166,8 @@ pub enum Why {
     Class,
     /// There is no snapshot yet.
     NoSnapshot,
+    /// Its owner was not heard for the service's lease, whose policy is to deny.
+    Stale(ServiceRef, Stale),
 }
 
 impl fmt::Display for Why {
@@ -155,6 +195,11 @@ impl fmt::Display for Why {
             Self::OutsideZone => write!(f, "only names in {MESH_ZONE} are answered, and nothing is forwarded"),
             Self::Transfer => f.write_str("zone transfers are refused"),
             Self::Class => f.write_str("only class IN is answered"),
+            Self::Stale(name, stale) => write!(
+                f,
+                "service {name} denies while its owner is not heard ({stale}): `hanse link status {}` says what is wrong",
+                name.cluster
+            ),
             Self::NoSnapshot => f.write_str("no snapshot of the federation is here yet"),
         }
     }
@@ -219,19 +264,26 @@ impl fmt::Display for QueryType {
     }
 }
 
-/// Answers a question of class IN. `name` may be in any case, with or without a final dot.
-pub fn answer(snapshot: &Snapshot, addresses: &Addresses, name: &str, kind: QueryType) -> Answer {
-    answer_from(Some(snapshot), addresses, name, kind)
+/// Answers a question of class IN. `name` may be in any case, with or without a final dot; `ages` says how old the data of
+/// other clusters is.
+pub fn answer(snapshot: &Snapshot, addresses: &Addresses, ages: &Ages, name: &str, kind: QueryType) -> Answer {
+    answer_from(Some(snapshot), addresses, ages, name, kind)
 }
 
 /// [`answer`] for a process that may have no snapshot yet: then it fails, since "no such name" would be kept and wrong.
-pub(crate) fn answer_from(snapshot: Option<&Snapshot>, addresses: &Addresses, name: &str, kind: QueryType) -> Answer {
+pub(crate) fn answer_from(
+    snapshot: Option<&Snapshot>,
+    addresses: &Addresses,
+    ages: &Ages,
+    name: &str,
+    kind: QueryType,
+) -> Answer {
     let Some(labels) = labels_in_zone(name) else { return Answer::bare(Rcode::Refused, Why::OutsideZone) };
     if matches!(kind, QueryType::AXFR | QueryType::IXFR) {
         return Answer::bare(Rcode::Refused, Why::Transfer);
     }
     let Some(snapshot) = snapshot else { return Answer::bare(Rcode::ServFail, Why::NoSnapshot) };
-    let absent = |rcode, why| Answer { rcode, records: Vec::new(), authority: vec![soa(snapshot, NEGATIVE_TTL)], why };
+    let absent = |rcode, why| Answer { authority: vec![soa(snapshot, NEGATIVE_TTL)], ..Answer::bare(rcode, why) };
     match find(snapshot, addresses, &labels) {
         Found::Apex => match apex(snapshot, kind) {
             records if records.is_empty() => absent(Rcode::NoError, Why::Apex),
@@ -239,28 +291,41 @@ pub(crate) fn answer_from(snapshot: Option<&Snapshot>, addresses: &Addresses, na
         },
         Found::Parent => absent(Rcode::NoError, Why::Parent),
         Found::Nothing(why) => absent(Rcode::NxDomain, why),
-        // One A record is all there is, so it is the whole answer to ANY as well (RFC 8482, 4.1).
-        Found::Service(name) if matches!(kind, QueryType::A | QueryType::ANY) => match addresses.address(&name) {
-            Some(address) => {
-                let records = vec![Record { name: name.dns(), ttl: TTL, data: Data::A(address) }];
-                Answer { records, ..Answer::bare(Rcode::NoError, Why::Service(name)) }
-            }
-            None => Answer::bare(Rcode::ServFail, Why::NoAddress(name)),
-        },
-        Found::Service(name) => absent(Rcode::NoError, Why::NoSuchType(name)),
+        Found::Service(service) => {
+            let data = (service.id.cluster != snapshot.own)
+                .then(|| DataAge { age: ages.of(&service.id.cluster), staleness: service.staleness });
+            let name = service.name.clone();
+            let answer = match data {
+                // It exists, so neither "no such name" nor "no such type" would be right: a failure is what passes.
+                Some(DataAge { age, staleness }) if staleness.denies(age) => {
+                    Answer::bare(Rcode::ServFail, Why::Stale(name, Stale { age, lease: staleness.lease }))
+                }
+                // One A record is all there is, so it is the whole answer to ANY as well (RFC 8482, 4.1).
+                _ if matches!(kind, QueryType::A | QueryType::ANY) => match addresses.address(&name) {
+                    Some(address) => {
+                        let ttl = data.map_or(TTL, |data| TTL.min(data.staleness.left(data.age)));
+                        let records = vec![Record { name: name.dns(), ttl, data: Data::A(address) }];
+                        Answer { records, ..Answer::bare(Rcode::NoError, Why::Service(name)) }
+                    }
+                    None => Answer::bare(Rcode::ServFail, Why::NoAddress(name)),
+                },
+                _ => absent(Rcode::NoError, Why::NoSuchType(name)),
+            };
+            Answer { data, ..answer }
+        }
     }
 }
 
 impl Answer {
     pub(crate) fn bare(rcode: Rcode, why: Why) -> Self {
-        Self { rcode, records: Vec::new(), authority: Vec::new(), why }
+        Self { rcode, records: Vec::new(), authority: Vec::new(), why, data: None }
     }
 }
 
-enum Found {
+enum Found<'a> {
     Apex,
     Parent,
-    Service(ServiceRef),
+    Service(&'a Service),
     Nothing(Why),
 }
 
@@ -274,7 +339,7 @@ fn labels_in_zone(name: &str) -> Option<Vec<String>> {
     Some(rest.strip_suffix('.')?.split('.').map(str::to_owned).collect())
 }
 
-fn find(snapshot: &Snapshot, addresses: &Addresses, labels: &[String]) -> Found {
+fn find<'a>(snapshot: &'a Snapshot, addresses: &Addresses, labels: &[String]) -> Found<'a> {
     let Some(last) = labels.last() else { return Found::Apex };
     let Ok(cluster) = last.parse::<ClusterName>() else { return Found::Nothing(Why::Form) };
     if snapshot.members.by_name(&cluster).is_none() {
@@ -291,7 +356,7 @@ fn find(snapshot: &Snapshot, addresses: &Addresses, labels: &[String]) -> Found 
             (Ok(service), Ok(namespace)) => {
                 let name = ServiceRef { service, namespace, cluster };
                 match snapshot.catalog.by_name(&name) {
-                    Some(_) => Found::Service(name),
+                    Some(service) => Found::Service(service),
                     None => Found::Nothing(Why::UnknownService(name)),
                 }
             }

@@ -17,6 +17,6 @@ mod testing;
 mod wire;
 
 pub use addresses::{ADDRESSES_MAX, Addresses, Changes};
-pub use answer::{Answer, Data, NEGATIVE_TTL, QueryType, QueryTypeError, Rcode, Record, TTL, Why, answer};
+pub use answer::{Answer, Data, DataAge, NEGATIVE_TTL, QueryType, QueryTypeError, Rcode, Record, TTL, Why, answer};
 pub use server::{Inputs, TCP_CONNECTIONS_MAX, TCP_IDLE, TCP_LIFETIME, serve};
 pub use wire::{REQUEST_BYTES_MAX, UDP_BYTES_MAX};

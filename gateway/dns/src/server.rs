@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use federation_model::Snapshot;
+use federation_model::{Ages, Snapshot};
 use metrics::{counter, gauge, histogram};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -43,6 +43,8 @@ pub struct Inputs {
     /// The newest snapshot; `None` answers SERVFAIL.
     pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     pub addresses: Addresses,
+    /// How old what the snapshot says of each other cluster is.
+    pub ages: Ages,
 }
 
 /// Answers on all of the given sockets until `stop` is cancelled; open connections end with it.
@@ -175,8 +177,9 @@ impl Inputs {
         let begun = Instant::now();
         let snapshot = self.snapshot.borrow().clone();
         // The codec is not ours: should a crafted message make it panic, that costs the message and not the service.
-        let reply =
-            catch_unwind(AssertUnwindSafe(|| respond(snapshot.as_deref(), &self.addresses, request, transport)));
+        let reply = catch_unwind(AssertUnwindSafe(|| {
+            respond(snapshot.as_deref(), &self.addresses, &self.ages, request, transport)
+        }));
         match reply {
             Ok(Reply::Send { bytes, rcode, truncated }) => {
                 counter!(QUERIES, "rcode" => rcode.as_str(), "transport" => transport.as_str()).increment(1);

@@ -1,7 +1,9 @@
 //! A small federation for this room's tests: east (own) and west, with a few services.
 
+use std::time::Duration;
+
 use federation_model::{
-    Accept, Approval, Authorizer, Bundles, ClusterId, Digest, FederationId, Member, MemberState, Members, Relay,
+    Accept, Ages, Approval, Authorizer, Bundles, ClusterId, Digest, FederationId, Member, MemberState, Members, Relay,
     ReplicationKey, SealingKey, Service, ServiceCatalog, ServiceId, ServiceRef, Snapshot, Timestamp,
 };
 
@@ -39,6 +41,7 @@ pub(crate) fn service(number: u8, name: &str) -> Service {
         port: 8080,
         accounts: Vec::new(),
         exported: true,
+        staleness: Default::default(),
         name,
     }
 }
@@ -74,4 +77,14 @@ pub(crate) fn world() -> (Snapshot, Addresses) {
     let addresses = Addresses::new();
     assert_eq!(addresses.update(&snapshot.catalog).unassigned, 0);
     (snapshot, addresses)
+}
+
+/// Everybody was heard this long ago; `None`: never.
+pub(crate) fn heard(ago: Option<Duration>) -> Ages {
+    Ages::new(move |_| ago)
+}
+
+/// Everybody was heard just now.
+pub(crate) fn fresh() -> Ages {
+    heard(Some(Duration::ZERO))
 }

@@ -3,10 +3,10 @@
 //! In: one message from anybody. Out: one message, or nothing. Never: reads past the header before the header's counts
 //! are within bounds; never sends more than twice what was asked over UDP, so that a forged sender gains nothing.
 
-use federation_model::Snapshot;
+use federation_model::{Ages, Snapshot};
 use hickory_proto::{
     op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode},
-    rr::{DNSClass, Name, RData, Record as WireRecord, rdata},
+    rr::{DNSClass, Name, RData, Record as WireRecord, rdata, rdata::opt::EdnsOption},
     serialize::binary::{BinDecodable, BinDecoder},
 };
 
@@ -23,6 +23,13 @@ const UDP_BYTES_PLAIN: usize = 512;
 pub const REQUEST_BYTES_MAX: usize = 4096;
 /// Most additional records of a query: EDNS and a signature.
 const ADDITIONALS_MAX: u16 = 2;
+
+/// Number of the option for extended errors (RFC 8914, 2).
+const EDE: u16 = 15;
+/// The answer is older than its source allows, and the source cannot be reached (RFC 8914, 4.4).
+const EDE_STALE: u16 = 3;
+/// No source of the answer can be reached (RFC 8914, 4.23).
+const EDE_UNREACHABLE: u16 = 22;
 
 /// How a query came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +63,7 @@ pub(crate) enum Reply {
 pub(crate) fn respond(
     snapshot: Option<&Snapshot>,
     addresses: &Addresses,
+    ages: &Ages,
     request: &[u8],
     transport: Transport,
 ) -> Reply {
@@ -79,7 +87,7 @@ pub(crate) fn respond(
     let answer = match &message.edns {
         Some(edns) if edns.version() != 0 => None,
         _ if query.query_class() != DNSClass::IN => Some(Answer::bare(Rcode::Refused, Why::Class)),
-        _ => Some(answer_from(snapshot, addresses, &text(query.name()), QueryType(query.query_type().into()))),
+        _ => Some(answer_from(snapshot, addresses, ages, &text(query.name()), QueryType(query.query_type().into()))),
     };
     let rcode = answer.as_ref().map_or(Rcode::BadVers, |answer| answer.rcode);
     let reply = assemble(&header.metadata, query, message.edns.as_ref(), rcode, answer);
@@ -110,7 +118,7 @@ fn assemble(asked: &Metadata, query: &Query, edns: Option<&Edns>, rcode: Rcode, 
     reply.metadata.response_code = code(rcode);
     reply.metadata.authoritative = matches!(rcode, Rcode::NoError | Rcode::NxDomain);
     reply.add_query(query.clone());
-    if let Some(answer) = answer {
+    if let Some(answer) = &answer {
         reply.add_answers(answer.records.iter().map(|record| wire_record(record, query.name())));
         reply.add_authorities(answer.authority.iter().map(|record| wire_record(record, query.name())));
     }
@@ -119,9 +127,21 @@ fn assemble(asked: &Metadata, query: &Query, edns: Option<&Edns>, rcode: Rcode, 
         ours.set_version(0).set_max_payload(UDP_BYTES_MAX as u16);
         // Copied, as RFC 3225, 3 asks, though nothing here is signed.
         ours.set_dnssec_ok(edns.flags().dnssec_ok);
+        if let Some(info) = answer.as_ref().and_then(extended) {
+            ours.options_mut().insert(EdnsOption::Unknown(EDE, info.to_be_bytes().to_vec()));
+        }
         reply.set_edns(ours);
     }
     reply
+}
+
+/// The code that says more than the response code does (RFC 8914, 5.2), about data past its lease.
+fn extended(answer: &Answer) -> Option<u16> {
+    match (&answer.why, &answer.data) {
+        (Why::Stale(..), _) => Some(EDE_UNREACHABLE),
+        (_, Some(data)) if data.is_over() => Some(EDE_STALE),
+        _ => None,
+    }
 }
 
 /// Only a header: what the question was could not be read, or does not matter.

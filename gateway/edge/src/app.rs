@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use federation_identity::{LiveSvid, Signer, Verifier, seal::Kek, tls, token};
 use federation_link::{Event, Link};
-use federation_model::{ConnectionId, DenialReason, Endpoint, MemberTerms, Service};
+use federation_model::{Ages, ConnectionId, DenialReason, Endpoint, MemberTerms, Service};
 use federation_store::Store;
 use gateway_admin::{Readiness, shutdown, telemetry};
 use gateway_api::{Access, Api, Issued, Registry};
@@ -24,7 +24,7 @@ use crate::{
     config::{Settings, StoreKind},
     confine,
     dial::EdgeDial,
-    keys,
+    freshness, keys,
     page::Page,
     relays::Relays,
     rotation::{self, Rotation},
@@ -68,6 +68,7 @@ async fn edge(config: &Path) -> Result<()> {
             let exporter = gateway_admin::metrics::install("gateway", env!("CARGO_PKG_VERSION"))?;
             gateway_proxy::metrics::describe();
             gateway_api::metrics::describe();
+            crate::metrics::describe();
             federation_store::describe_metrics();
             Some(exporter)
         }
@@ -134,6 +135,10 @@ async fn edge(config: &Path) -> Result<()> {
     };
     let proxy = Proxy::new(gateway_proxy::Inputs {
         snapshot: link.snapshot(),
+        ages: Ages::new({
+            let link = link.clone();
+            move |member| link.data_age(member)
+        }),
         verifier: verifier.clone(),
         svid: live.clone(),
         dial: Arc::new(dial),
@@ -233,6 +238,7 @@ async fn edge(config: &Path) -> Result<()> {
     });
 
     // What runs on its own.
+    tasks.spawn(freshness::watch(link.clone(), readiness.clone(), stop.clone()));
     tasks.spawn(signer::watch(remote, readiness, stop.clone()));
     tasks.spawn(svid::keep(signer, issued, edge_id, ttl, live, stop.clone()));
     tasks.spawn({

@@ -87,6 +87,10 @@ impl Links for Federation {
         self.0.receipts()
     }
 
+    fn data_age(&self, member: &ClusterId) -> Option<Duration> {
+        self.0.data_age(member)
+    }
+
     fn statuses(&self) -> Vec<LinkState> {
         self.0.statuses().into_iter().map(link_state).collect()
     }

@@ -51,6 +51,19 @@ pub(crate) async fn connect<S: Stream>(
 /// Everything up to the client's frame. A refusal was reported when this returns it.
 pub(crate) async fn open(core: &Arc<Core>, name: &ServiceRef, port: u16) -> Result<Opened, Refusal> {
     let mut asked = Asked::new(Direction::Outbound, None);
+    if let Some(local) = stand_in(core, name) {
+        match attempt(core, &local, port, &mut asked).await {
+            Ok((connection, tls)) => {
+                tracing::debug!(service = %name, by = %local, "stood in for: the owner was not heard for its lease");
+                return Ok(Opened { connection, asked, tls });
+            }
+            Err(refusal) => {
+                let reason = refusal.denial.reason.as_str();
+                tracing::debug!(service = %name, by = %local, reason, "cannot stand in; the stale service is called");
+            }
+        }
+        asked = Asked::new(Direction::Outbound, None);
+    }
     match attempt(core, name, port, &mut asked).await {
         Ok((connection, side)) => Ok(Opened { connection, asked, tls: side }),
         Err(refusal) => {
@@ -69,7 +82,7 @@ async fn attempt(
     let own = own_peer(core, name)?;
     asked.credential = Some(own.leaf());
     core.enforced(Some(own.id()), name)?;
-    let law = Law::in_force(&core.inputs.snapshot, Some(own.id()), name)?;
+    let law = Law::in_force(&core.inputs, Some(own.id()), name)?;
     let service = law.service(name, Some(own.id()))?;
     if service.port != port {
         return Err(Refusal::new(DenialReason::UnknownService, Some(own.id()), name)
@@ -88,6 +101,7 @@ async fn attempt(
         session: None,
         rule: *permit.rule(),
         policy: law.revision(),
+        lease: law.lease(&service),
         deadline: permit.deadline(),
         now: at,
         heading: None,
@@ -111,8 +125,18 @@ async fn attempt(
     }
     core.connections.due(side.deadline);
     // The law may have changed while nobody knew yet who serves it.
-    Law::in_force(&core.inputs.snapshot, Some(own.id()), name)?.again(&connection, now())?;
+    Law::in_force(&core.inputs, Some(own.id()), name)?.again(&connection, now())?;
     Ok((connection, side.tls))
+}
+
+/// The own cluster's service to call in place of one whose owner was not heard for its lease. Nobody gets anywhere by it
+/// who may not call the one that was asked for.
+pub(crate) fn stand_in(core: &Core, name: &ServiceRef) -> Option<ServiceRef> {
+    let law = Law::of(&core.inputs)?;
+    let service = law.service(name, None).ok()?;
+    let local = law.stand_in(&service)?;
+    let own = own_peer(core, name).ok()?;
+    law.permit(&own, &service, now()).ok().map(|_| local)
 }
 
 /// Dials, finishes the handshake, and sends the client's frame: for a connection that carries bytes, or a renewal.

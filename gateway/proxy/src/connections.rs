@@ -13,7 +13,7 @@ use std::{
 
 use federation_model::{
     ClusterId, ConnectionId, Denial, DenialReason, Digest, InstanceId, RecordId, Service, ServiceRef, SpiffeId,
-    Timestamp, VerifiedPeer,
+    Staleness, Timestamp, VerifiedPeer,
 };
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -132,6 +132,7 @@ pub(crate) struct Registration {
     pub(crate) session: Option<VerifiedPeer>,
     pub(crate) rule: RecordId,
     pub(crate) policy: u64,
+    pub(crate) lease: Option<Staleness>,
     pub(crate) deadline: Timestamp,
     pub(crate) now: Timestamp,
     /// What its header said; `None` for an outbound connection until its handshake.
@@ -155,6 +156,8 @@ pub(crate) struct State {
     pub(crate) deadline: Timestamp,
     pub(crate) policy: u64,
     pub(crate) rule: RecordId,
+    /// The lease with whose end it is cut, if its service has such a one.
+    pub(crate) lease: Option<Staleness>,
     pub(crate) pending: bool,
     /// Outbound: who serves it, by the newest proof, and which process.
     pub(crate) server: Option<VerifiedPeer>,
@@ -301,6 +304,7 @@ impl Connections {
                 deadline: new.deadline,
                 policy: new.policy,
                 rule: new.rule,
+                lease: new.lease,
                 pending: true,
                 server: None,
                 instance: None,

@@ -1,18 +1,19 @@
-//! The law, enforced on what is live: asked again at each snapshot, and the clock at each deadline.
+//! The law, enforced on what is live: asked again at each snapshot, and the clock at each deadline and end of a lease.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use federation_identity::now;
-use federation_model::{ClusterId, ConnectionId, Denial, DenialReason, Timestamp};
+use federation_model::{ClusterId, ConnectionId, Denial, DenialReason, Stale, Staleness, Timestamp};
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     Core,
     authorize::Law,
-    connections::{Cut, Direction},
+    connections::{Connection, Cut, Direction},
     frame::{DETAIL_BYTES_MAX, clean},
     limits::RENEWALS_MAX,
     renewal,
@@ -59,8 +60,8 @@ pub(crate) async fn run(core: &Arc<Core>) {
             biased;
             changed = snapshot.changed(), if publishes => match changed {
                 Ok(()) => {
-                    let held = snapshot.borrow_and_update().clone().map(Law);
-                    enforce(core, held).await;
+                    snapshot.mark_unchanged();
+                    enforce(core, Law::of(&core.inputs)).await;
                 }
                 // Nobody publishes any more: the last law stays, and so do deadlines.
                 Err(_) => publishes = false,
@@ -80,19 +81,16 @@ async fn enforce(core: &Core, law: Option<Law>) {
             tokio::task::yield_now().await;
         }
         let stands = match &law {
-            Some(law) => law.again(&connection, now).map(|rule| (rule, law.revision())),
-            None => Err(Denial {
-                reason: DenialReason::NoSnapshot,
-                source: Some(connection.state().peer.id().clone()),
-                destination: connection.service.name.to_string(),
-                rule: None,
-                rule_text: None,
-            }),
+            Some(law) => law.again(&connection, now).map(|standing| (standing, law.revision())),
+            None => {
+                let source = connection.state().peer.id().clone();
+                Err(Denial::without_rule(DenialReason::NoSnapshot, Some(&source), &connection.service.name))
+            }
         };
         match stands {
-            Ok((rule, policy)) => {
+            Ok((standing, policy)) => {
                 let mut state = connection.state();
-                (state.rule, state.policy) = (rule, policy);
+                (state.rule, state.lease, state.policy) = (standing.rule, standing.lease, policy);
             }
             Err(denial) => {
                 connection.cut(Cut::Denied(denial));
@@ -101,22 +99,32 @@ async fn enforce(core: &Core, law: Option<Law>) {
     }
 }
 
-/// Cuts what has outlived its credential, starts the renewals that are due, and says when to look again.
+/// Cuts what has outlived its credential or its lease, starts the renewals that are due, and says when to look again.
 fn sweep(core: &Arc<Core>, renewals: &mut JoinSet<()>) -> Timestamp {
     let now = now();
     let mut next = Timestamp::MAX;
     let mut due = false;
+    let mut ages: HashMap<ClusterId, Option<Duration>> = HashMap::new();
     for connection in core.connections.all() {
         if connection.was_cut() {
             continue;
         }
-        let (deadline, renew_at) = {
+        let (deadline, renew_at, lease) = {
             let state = connection.state();
-            (state.deadline, state.renew_at)
+            (state.deadline, state.renew_at, state.lease)
         };
         if now >= deadline {
             connection.cut(Cut::Expired);
             continue;
+        }
+        if let Some(lease) = lease {
+            let cluster = connection.service.id.cluster;
+            let age = *ages.entry(cluster).or_insert_with(|| core.inputs.ages.of(&cluster));
+            if lease.denies(age) {
+                connection.cut(Cut::Denied(outlived(&connection, age, lease)));
+                continue;
+            }
+            next = next.min(now.after(lease.left(age)));
         }
         due |= now >= renew_at;
         next = next.min(deadline).min(if now >= renew_at { Timestamp::MAX } else { renew_at });
@@ -131,6 +139,13 @@ fn sweep(core: &Arc<Core>, renewals: &mut JoinSet<()>) -> Timestamp {
         }
     }
     next
+}
+
+/// The denial of a connection whose owner was not heard for the lease of its service.
+fn outlived(connection: &Connection, age: Option<Duration>, lease: Staleness) -> Denial {
+    let source = connection.state().peer.id().clone();
+    let denial = Denial::without_rule(DenialReason::Stale, Some(&source), &connection.service.name);
+    Denial { stale: Some(Box::new(Stale { age, lease: lease.lease })), ..denial }
 }
 
 /// A denial that a later hop tells. Those before are told by the connection's own end.

@@ -49,7 +49,7 @@ use std::{
 
 use federation_identity::{LiveSvid, Verifier};
 use federation_model::{
-    ClusterId, ConnectionId, Denial, DenialReason, InstanceId, ServiceRef, Snapshot, SpiffeId, VerifiedPeer,
+    Ages, ClusterId, ConnectionId, Denial, DenialReason, InstanceId, ServiceRef, Snapshot, SpiffeId, VerifiedPeer,
 };
 use tokio::{
     net::TcpStream,
@@ -69,6 +69,8 @@ pub use stream::{BoxStream, Stream, boxed};
 pub struct Inputs {
     /// The law in force. `None` denies everything.
     pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// How old what the snapshot says of each other cluster is.
+    pub ages: Ages,
     /// With the bundles of that same snapshot.
     pub verifier: Verifier,
     /// The identity of this process: what an application's calls are made with, and what callers find.
@@ -202,7 +204,8 @@ impl Core {
     ) -> Result<connections::Registered, authorize::Refusal> {
         let source = registration.peer.id().clone();
         let service = registration.service.name.clone();
-        let policy = registration.policy;
+        let (policy, lease) = (registration.policy, registration.lease);
+        let cluster = registration.service.id.cluster;
         let now = registration.now;
         let registered = self.connections.register(registration).map_err(|why| match why {
             connections::NotRegistered::Full => {
@@ -217,9 +220,12 @@ impl Core {
         // Whoever enforces lists the registry after a snapshot came: either it saw this connection, or the snapshot it
         // acted on is seen here. The same goes for an enforcer that ended meanwhile.
         self.enforced(Some(&source), &service)?;
-        let law = authorize::Law::in_force(&self.inputs.snapshot, Some(&source), &service)?;
+        let law = authorize::Law::in_force(&self.inputs, Some(&source), &service)?;
         if law.revision() != policy {
-            law.again(&registered, now)?;
+            registered.state().lease = law.again(&registered, now)?.lease;
+        }
+        if let Some(lease) = lease {
+            self.connections.due(now.after(lease.left(self.inputs.ages.of(&cluster))));
         }
         Ok(registered)
     }

@@ -71,7 +71,7 @@ async fn admit(
     let signed = prove(core, &greeting)?;
     asked.credential = Some(signed.leaf());
     core.enforced(Some(signed.id()), service)?;
-    let law = Law::in_force(&core.inputs.snapshot, Some(signed.id()), service)?;
+    let law = Law::in_force(&core.inputs, Some(signed.id()), service)?;
     let service = law.service(service, Some(signed.id()))?;
     let (member, session) = from.unzip();
     let passage = law.passage(&signed, session.as_ref(), &service, now)?;
@@ -87,6 +87,7 @@ async fn admit(
         session,
         rule: *passage.rule(),
         policy: law.revision(),
+        lease: law.lease(&service),
         deadline: passage.deadline(),
         now,
         heading: Some(Heading { destination: header.destination.clone(), hello: header.hello_digest, at: header.at }),

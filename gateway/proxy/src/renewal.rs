@@ -115,7 +115,7 @@ pub(crate) async fn renew(core: &Arc<Core>, group: Group) {
 async fn attempt(core: &Arc<Core>, group: &Group) -> Result<usize, Refusal> {
     let name = &group.service.name;
     let own = connect::own_peer(core, name)?;
-    let law = Law::in_force(&core.inputs.snapshot, Some(own.id()), name)?;
+    let law = Law::in_force(&core.inputs, Some(own.id()), name)?;
     let service = law.service(name, Some(own.id()))?;
     let permit = law.permit(&own, &service, now())?;
     let renews: Vec<(Arc<Connection>, Exporter)> = group
@@ -252,13 +252,13 @@ fn try_extend(core: &Core, id: ConnectionId, header: &[u8], from: Option<Cluster
     let name = &passage.service.name;
     let signed = passthrough::verify_extension(&parsed, &live, &core.inputs.verifier, now)
         .map_err(|error| Refusal::new(DenialReason::WrongProof, Some(&source), name).because(error.reason(), &error))?;
-    let law = Law::in_force(&core.inputs.snapshot, Some(&source), name)?;
-    let rule = law.stands(&passage, &signed, now)?;
+    let law = Law::in_force(&core.inputs, Some(&source), name)?;
+    let standing = law.stands(&passage, &signed, now)?;
     {
         let mut state = passage.state();
         state.deadline = state.deadline.max(signed.not_after());
         state.peer = signed;
-        state.rule = rule;
+        (state.rule, state.lease) = (standing.rule, standing.lease);
         state.heading = Some(Heading { at: parsed.at, ..heading });
     }
     core.inputs.control.extend(id, &passage.service, header.to_vec());

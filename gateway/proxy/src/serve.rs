@@ -130,6 +130,7 @@ async fn admit(
         session: None,
         rule: *permit.rule(),
         policy: law.revision(),
+        lease: law.lease(&service),
         deadline: deadline.min(permit.deadline()),
         now,
         heading: None,
@@ -191,9 +192,9 @@ async fn judge(
         return Err(malformed("frame_connection", &"frame and header carry different connection ids"));
     }
     core.enforced(source, name)?;
-    let law = Law::in_force(&core.inputs.snapshot, source, name)?;
+    let law = Law::in_force(&core.inputs, source, name)?;
     let service = law.service(name, source)?;
-    if service.id.cluster != law.0.own {
+    if service.id.cluster != law.snapshot.own {
         return Err(Refusal::new(DenialReason::UnknownService, source, name)
             .because("foreign_service", "the service is another cluster's"));
     }

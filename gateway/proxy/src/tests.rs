@@ -3,6 +3,7 @@
 mod attacks;
 mod chain;
 mod cuts;
+mod leases;
 mod renewals;
 mod socks;
 pub(crate) mod world;

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use federation_identity::{LiveSvid, Verifier, token};
-use federation_model::{ConnectionId, DenialReason, Service};
+use federation_model::{Ages, ConnectionId, DenialReason, Service};
 use gateway_admin::{Readiness, shutdown, telemetry};
 use gateway_dns::Addresses;
 use gateway_proxy::{Control, NoAudit, Proxy, Told};
@@ -17,6 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    ages::Heard,
     config::Settings,
     dial::SidecarDial,
     feed::{EXTENSIONS_MAX, Feed, Instances},
@@ -100,12 +101,18 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     let astray = Arc::new(Notify::new());
     let instance = token::instance_id();
     let instances = Instances::default();
+    let heard = Heard::default();
+    let ages = Ages::new({
+        let heard = heard.clone();
+        move |cluster| heard.age(cluster)
+    });
     let (snapshot_sender, snapshot) = watch::channel(None);
     let (extend_sender, extensions) = mpsc::channel(EXTENSIONS_MAX);
     let (refused_sender, mut refused) = mpsc::channel(REFUSED_MAX);
     let dial = SidecarDial::new(home_seen.clone(), settings.serves.clone(), instances.clone());
     let proxy = Proxy::new(gateway_proxy::Inputs {
         snapshot: snapshot.clone(),
+        ages: ages.clone(),
         verifier: verifier.clone(),
         svid: live.clone(),
         dial: Arc::new(dial),
@@ -119,6 +126,8 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         service: served.service.to_string(),
         namespace: served.namespace.to_string(),
         port: u32::from(served.port),
+        when_stale: served.when_stale.to_string(),
+        lease_ms: served.lease.map_or(0, |lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)),
     });
     let subscribe =
         Subscribe { instance: instance.0.to_vec(), inbound: advertised, serves: serves.collect(), held: Vec::new() };
@@ -130,6 +139,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         state: state.clone(),
         subscribe,
         instances,
+        heard,
         snapshot: snapshot_sender,
         extensions,
         refused: refused_sender,
@@ -163,7 +173,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         stop.clone(),
     ));
     if let Some((udp, tcp)) = dns {
-        let inputs = gateway_dns::Inputs { snapshot: snapshot.clone(), addresses: addresses.clone() };
+        let inputs = gateway_dns::Inputs { snapshot: snapshot.clone(), addresses: addresses.clone(), ages };
         tasks.spawn(gateway_dns::serve(vec![udp], vec![tcp], inputs, stop.clone()));
     }
     if let Some(listener) = socks5 {

@@ -3,9 +3,10 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use federation_model::{NamespaceName, ServiceName};
+use federation_model::{LEASE_MAX, LEASE_MIN, NamespaceName, ServiceName, WhenStale};
 use gateway_admin::config::{Admin, Log, SettingsError};
 use serde::Deserialize;
 
@@ -70,6 +71,16 @@ pub struct Serve {
     pub port: u16,
     /// Where the application listens.
     pub app: SocketAddr,
+    /// `keep` (default), `prefer-local` or `deny`: what callers in other clusters do past the lease. Counts where this
+    /// sidecar is the first to register the service; afterwards `hanse service register` and `export` say it.
+    pub when_stale: Option<String>,
+    /// How long callers in other clusters may hear nothing of this one, 10 s to 24 h. Default 15 min.
+    #[serde(default, deserialize_with = "lease")]
+    pub lease: Option<Duration>,
+}
+
+fn lease<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    gateway_admin::config::duration::deserialize(from).map(Some)
 }
 
 /// `[dns]`.
@@ -96,6 +107,9 @@ pub struct Served {
     pub namespace: NamespaceName,
     pub port: u16,
     pub app: SocketAddr,
+    pub when_stale: WhenStale,
+    /// `None`: the default.
+    pub lease: Option<Duration>,
 }
 
 /// A configuration whose every value was understood.
@@ -152,7 +166,16 @@ impl Config {
             if serve.port == 0 {
                 return Err(wrong("serve.port", format!("{service}: 0 is no port")));
             }
-            serves.push(Served { service, namespace, port: serve.port, app: serve.app });
+            let when_stale = match serve.when_stale {
+                Some(text) => text.parse().map_err(|e| wrong("serve.when_stale", e))?,
+                None => WhenStale::default(),
+            };
+            if let Some(lease) = serve.lease.filter(|lease| !(LEASE_MIN..=LEASE_MAX).contains(lease)) {
+                let message = format!("{lease:?} is outside 10s to 24h");
+                return Err(wrong("serve.lease", message));
+            }
+            let (port, app, lease) = (serve.port, serve.app, serve.lease);
+            serves.push(Served { service, namespace, port, app, when_stale, lease });
         }
         self.log.check().map_err(|message| wrong("log.format", message))?;
         Ok(Settings {
@@ -188,8 +211,19 @@ mod tests {
     }
 
     #[test]
+    fn a_service_may_say_what_happens_to_stale_callers() {
+        let base = "edge_socket = \"/run/h.sock\"\nstate_dir = \"/s\"\n[[serve]]\nservice = \"a\"\nport = 1\n";
+        let base = format!("{base}app = \"127.0.0.1:1\"\n");
+        let of = |text: &str| check(&format!("{base}{text}")).map(|s| (s.serves[0].when_stale, s.serves[0].lease));
+        assert_eq!(of(""), Ok((WhenStale::Keep, None)));
+        let lease = Some(Duration::from_secs(90));
+        assert_eq!(of("when_stale = \"deny\"\nlease = \"90s\""), Ok((WhenStale::Deny, lease)));
+    }
+
+    #[test]
     fn names_the_key_that_is_wrong() {
         let base = "edge_socket = \"/run/h.sock\"\nstate_dir = \"/s\"\n";
+        let serve = "[[serve]]\nservice = \"a\"\nport = 1\napp = \"127.0.0.1:1\"\n";
         for (text, wanted) in [
             ("state_dir = \"/s\"", "edge_socket: give either"),
             ("token_file = \"/t\"\nstate_dir = \"/s\"", "edge_socket: give either"),
@@ -199,6 +233,10 @@ mod tests {
             (&format!("{base}[[serve]]\nservice = \"a.b.c\"\nport = 1\napp = \"127.0.0.1:1\""), "serve.service"),
             (&format!("{base}[[serve]]\nservice = \"a\"\nport = 0\napp = \"127.0.0.1:1\""), "serve.port"),
             (&format!("{base}[[serve]]\nservice = \"a\"\nport = 1\napp = \"here\""), "app"),
+            (&format!("{base}{serve}when_stale = \"never\""), "serve.when_stale: \"never\" is no policy"),
+            (&format!("{base}{serve}lease = \"9s\""), "serve.lease: 9s is outside 10s to 24h"),
+            (&format!("{base}{serve}lease = \"25h\""), "serve.lease: 90000s is outside"),
+            (&format!("{base}{serve}lease = \"soon\""), "\"soon\""),
         ] {
             let message = check(text).map(|_| ()).expect_err(text);
             assert!(message.contains(wanted), "{text}\n-> {message}\nwanted {wanted}");

@@ -1,6 +1,7 @@
 //! The discovery feed: what concerns this workload, kept live for as long as the process runs.
 //!
-//! In: the edge's stream, or what was kept from it. Out: snapshots, the instances of the own cluster, denials.
+//! In: the edge's stream, or what was kept from it. Out: snapshots and their age, the instances of the own cluster,
+//! denials.
 //! Never: forgets what it has because the edge is away.
 
 use std::{
@@ -25,6 +26,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    ages::{EdgeClock, Heard},
     identity::{self, Home},
     records::Records,
     state::State,
@@ -73,6 +75,7 @@ impl Instances {
 
 /// A feed that stands.
 struct Open {
+    clock: EdgeClock,
     requests: mpsc::Sender<FeedRequest>,
     events: tonic::Streaming<FeedEvent>,
 }
@@ -90,6 +93,8 @@ pub(crate) struct Feed {
     pub(crate) state: State,
     pub(crate) subscribe: Subscribe,
     pub(crate) instances: Instances,
+    /// How old what the edge knows of the others is.
+    pub(crate) heard: Heard,
     pub(crate) snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     pub(crate) extensions: mpsc::Receiver<(ConnectionId, Vec<u8>)>,
     pub(crate) refused: mpsc::Sender<Refused>,
@@ -141,7 +146,7 @@ impl Feed {
                 event = current.events.next() => match event {
                     Some(event) => {
                         previous = None;
-                        self.take(event?, records, synced).await;
+                        self.take(event?, &mut current.clock, records, synced).await;
                     }
                     None => return Ok(()),
                 },
@@ -174,10 +179,10 @@ impl Feed {
             .feed(ReceiverStream::new(stream))
             .await?
             .into_inner();
-        Ok(Open { requests, events })
+        Ok(Open { clock: EdgeClock::default(), requests, events })
     }
 
-    async fn take(&mut self, event: FeedEvent, records: &mut Records, synced: &mut bool) {
+    async fn take(&mut self, event: FeedEvent, clock: &mut EdgeClock, records: &mut Records, synced: &mut bool) {
         match event.event {
             Some(Event::Records(update)) => {
                 if let Ok(federation) = FederationId::try_from(update.federation.as_slice())
@@ -186,6 +191,7 @@ impl Feed {
                     tracing::info!(%federation, "the cluster joined another federation");
                     let home = self.home.borrow().clone();
                     *records = Records::new(home.cluster, home.replication_key, federation);
+                    self.heard.forget();
                 }
                 let removed: Vec<Digest> =
                     update.removed.iter().filter_map(|digest| digest.as_slice().try_into().ok().map(Digest)).collect();
@@ -203,6 +209,7 @@ impl Feed {
                 }
             }
             Some(Event::Instances(update)) => self.instances.set(update.instances),
+            Some(Event::Ages(ages)) => clock.take(&self.heard, &ages),
             Some(Event::Denied(denied)) => {
                 if let Ok(connection) = ConnectionId::try_from(denied.connection.as_slice()) {
                     // A full queue means that many are being cut already.

@@ -3,6 +3,7 @@
 //! In: a configuration, an edge that enrols it, connections of its application and of its callers. Out: mutual TLS to
 //! other sidecars. Never: holds a key but its own, believes an unsigned rule, or needs root.
 
+mod ages;
 mod app;
 pub mod config;
 mod connect;

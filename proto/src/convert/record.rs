@@ -11,16 +11,17 @@
 //! | a kind that is unknown, nothing critical               | [`Body::Unknown`], not critical          |
 //! | terms of which a word is unknown                       | the narrower: own law, approval by hand, no relaying |
 //! | a stance that is unknown                               | [`Stance::Blocked`]                      |
+//! | a word on stale data that is unknown                   | [`WhenStale::Deny`]                      |
 //!
 //! This version knows no critical feature.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use federation_model::{
     ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Approval, Body, Candidate, DESPITE_MAX, ENDPOINT_BYTES_MAX,
-    ENDPOINTS_MAX, EPOCHS_MAX, Endpoint, Eviction, Export, FederationId, Head, Intention, IntentionKey, MemberTerms,
-    RECORD_BYTES_MAX, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId, Relay, Revocation, RuleState,
-    SERIAL_BYTES_MAX, Stance, Timestamp, TrustBundle,
+    ENDPOINTS_MAX, EPOCHS_MAX, Endpoint, Eviction, Export, FederationId, Head, Intention, IntentionKey, LEASE_DEFAULT,
+    LEASE_MAX, MemberTerms, RECORD_BYTES_MAX, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId, Relay,
+    Revocation, RuleState, SERIAL_BYTES_MAX, Staleness, Stance, Timestamp, TrustBundle, WhenStale,
 };
 use prost::Message;
 
@@ -414,6 +415,8 @@ impl From<&Export> for wire::Service {
             namespace: export.namespace.to_string(),
             port: u32::from(export.port),
             accounts: export.accounts.iter().map(wire::Account::from).collect(),
+            when_stale: wire::service::WhenStale::from(export.staleness.when).into(),
+            lease_ms: lease_ms(export.staleness.lease),
         }
     }
 }
@@ -430,6 +433,33 @@ impl TryFrom<&wire::Service> for Export {
             namespace: field::text("service.namespace", &message.namespace)?,
             port: field::port("service.port", message.port)?,
             accounts: message.accounts.iter().map(AccountRef::try_from).collect::<Result<_, _>>()?,
+            staleness: Staleness {
+                when: match wire::service::WhenStale::try_from(message.when_stale) {
+                    Ok(wire::service::WhenStale::Keep) => WhenStale::Keep,
+                    Ok(wire::service::WhenStale::PreferLocal) => WhenStale::PreferLocal,
+                    Ok(wire::service::WhenStale::Deny) | Err(_) => WhenStale::Deny,
+                },
+                lease: match message.lease_ms {
+                    0 => LEASE_DEFAULT,
+                    // Shorter than may be chosen here is narrower, so it stands.
+                    millis => Duration::from_millis(millis).min(LEASE_MAX),
+                },
+            },
         })
     }
+}
+
+impl From<WhenStale> for wire::service::WhenStale {
+    fn from(when: WhenStale) -> Self {
+        match when {
+            WhenStale::Keep => Self::Keep,
+            WhenStale::PreferLocal => Self::PreferLocal,
+            WhenStale::Deny => Self::Deny,
+        }
+    }
+}
+
+/// The default is left out, so that a service without any wish reads as it did before there were leases.
+fn lease_ms(lease: Duration) -> u64 {
+    if lease == LEASE_DEFAULT { 0 } else { u64::try_from(lease.as_millis()).unwrap_or(u64::MAX) }
 }

@@ -1,11 +1,13 @@
 //! Tests of all conversions: there and back, hostile bytes, the future, and the bytes on the wire.
 
+use std::time::Duration;
+
 use federation_model::{
     ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Approval, Audience, Body, Candidate, ClusterId, DESPITE_MAX,
     DestinationPattern, Digest, ENDPOINTS_MAX, EPOCHS_MAX, Eviction, Export, FederationId, Head, Intention,
     IntentionKey, JoinToken, Label, Layer, MemberTerms, REPLACES_MAX, ROOT_BYTES_MAX, ROOTS_MAX, Record, RecordId,
-    Relay, ReplicationKey, Revocation, RuleState, SERIAL_BYTES_MAX, SealingKey, SourcePattern, Stance, Timestamp,
-    TokenId, TokenSecret, TrustBundle, Vector,
+    Relay, ReplicationKey, Revocation, RuleState, SERIAL_BYTES_MAX, SealingKey, SourcePattern, Staleness, Stance,
+    Timestamp, TokenId, TokenSecret, TrustBundle, Vector, WhenStale,
 };
 use prost::Message;
 
@@ -115,7 +117,11 @@ fn samples() -> Vec<(&'static str, Record)> {
         namespace: named("billing"),
         port: 8443,
         accounts: vec![AccountRef { account: named("payments"), namespace: named("billing") }],
+        staleness: Staleness::default(),
     };
+    let strict = Staleness { when: WhenStale::Deny, lease: Duration::from_secs(60) };
+    let mut leased = record(Body::Service(Export { staleness: strict, ..export.clone() }));
+    leased.audience = Audience::All;
     let spiffe = Intention {
         key: IntentionKey {
             source: SourcePattern::Spiffe(named("spiffe://west.mesh.internal/ns/shop/sa/web")),
@@ -158,6 +164,7 @@ fn samples() -> Vec<(&'static str, Record)> {
         ("rule-deleted", record(Body::Intention(spiffe))),
         ("rule-not-understood", record(Body::Intention(intention(Layer::Timed, RuleState::NotUnderstood)))),
         ("service", shown),
+        ("service-leased", leased),
         ("service-gone", gone),
         ("eviction", record(Body::Eviction(eviction))),
         ("leaving", record(Body::Eviction(Eviction { cluster: id(0xaa), heads: Default::default() }))),
@@ -216,6 +223,33 @@ fn changed_sample(name: &str, change: impl FnOnce(&mut wire::Record)) -> Result<
     let mut message = wire::Record::from(&record);
     change(&mut message);
     decode_record(&message.encode_to_vec())
+}
+
+#[test]
+fn what_a_service_says_of_stale_data_is_read_with_care() {
+    use wire::record::Body as Wire;
+    let read = |when_stale, lease_ms| {
+        let record = changed_sample("service-leased", |record| {
+            let Some(Wire::Service(service)) = &mut record.body else { panic!("a service") };
+            (service.when_stale, service.lease_ms) = (when_stale, lease_ms);
+        });
+        let Ok(Record { body: Body::Service(export), .. }) = record else { panic!("a service") };
+        (export.staleness.when, export.staleness.lease)
+    };
+    let secs = Duration::from_secs;
+    assert_eq!(read(0, 0), (WhenStale::Keep, secs(900)), "from a version before leases");
+    assert_eq!(read(1, 60_000), (WhenStale::PreferLocal, secs(60)));
+    assert_eq!(read(2, 10_000), (WhenStale::Deny, secs(10)));
+    assert_eq!(read(7, 0), (WhenStale::Deny, secs(900)), "a word of a later version");
+    assert_eq!(read(2, 1), (WhenStale::Deny, Duration::from_millis(1)), "narrower than may be chosen here");
+    assert_eq!(read(0, u64::MAX), (WhenStale::Keep, secs(86_400)), "wider than counts");
+}
+
+#[test]
+fn a_service_without_a_wish_has_the_bytes_of_a_version_before_leases() {
+    let Body::Service(export) = samples().remove(9).1.body else { panic!("a service") };
+    let message = wire::Service::from(&export);
+    assert_eq!((message.when_stale, message.lease_ms), (0, 0));
 }
 
 #[test]

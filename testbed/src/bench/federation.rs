@@ -281,6 +281,7 @@ fn service(number: u32) -> Result<Body> {
         namespace: namespace.parse()?,
         port: 8080,
         accounts: Vec::new(),
+        staleness: Default::default(),
     }))
 }
 

@@ -135,7 +135,8 @@ pub(crate) fn service(random: &mut StdRng) -> Body {
     if random.random_bool(0.3) {
         Body::ServiceGone { service, namespace }
     } else {
-        Body::Service(Export { service, namespace, port: random.random_range(1..9), accounts: Vec::new() })
+        let port = random.random_range(1..9);
+        Body::Service(Export { service, namespace, port, accounts: Vec::new(), staleness: Default::default() })
     }
 }
 

@@ -76,7 +76,7 @@ impl Operator {
 
     /// Shows a service to every member.
     pub(crate) async fn serve(&self, service: &str) -> Result<()> {
-        let request = manage::RegisterServiceRequest { service: service.into(), port: 8080, accounts: Vec::new() };
+        let request = manage::RegisterServiceRequest { service: service.into(), port: 8080, ..Default::default() };
         self.client().register_service(request).await?;
         let request = manage::ExportServiceRequest { service: service.into(), ..Default::default() };
         self.client().export_service(request).await?;

@@ -123,7 +123,7 @@ async fn services_travel_to_those_who_may_see_them() {
         let service: federation_model::ServiceName = name.parse().expect("service");
         let namespace: federation_model::NamespaceName = "shop".parse().expect("namespace");
         let account = federation_model::AccountRef { account: (&service).into(), namespace: namespace.clone() };
-        Body::Service(Export { service, namespace, port: 80, accounts: vec![account] })
+        Body::Service(Export { service, namespace, port: 80, accounts: vec![account], staleness: Default::default() })
     };
     east.link.write(Audience::All, export("seen"), "test".into()).await.expect("written");
     east.link.write(Audience::Member(east.id()), export("own"), "test".into()).await.expect("written");

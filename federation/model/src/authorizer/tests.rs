@@ -4,7 +4,7 @@ mod random;
 
 use super::*;
 use crate::{
-    Accept, Audience, Body, Digest, Label, Layer, MemberState, SourcePattern,
+    Accept, Audience, Body, Digest, Label, Layer, MemberState, SourcePattern, Staleness, WhenStale,
     testing::{ALLOW, DENY, Writer, cluster, domain, key, member, members, service, workload},
 };
 use crate::{Authentic, FederationId};
@@ -499,10 +499,12 @@ fn payments() -> Service {
         port: 8080,
         accounts: Vec::new(),
         exported: true,
+        staleness: Staleness::default(),
     }
 }
 
 const NOW: Timestamp = Timestamp::from_secs(100);
+const FRESH: Option<Duration> = Some(Duration::ZERO);
 
 #[test]
 fn only_tls_and_own_yield_a_permit() {
@@ -511,12 +513,12 @@ fn only_tls_and_own_yield_a_permit() {
     let authorizer = world.compile().at(cluster(1), 7);
     for proof in [Proof::Tls, Proof::Own] {
         let permit =
-            authorizer.authorize(&peer(proof, workload("web.shop", 2), 200), &payments(), NOW).expect("allowed");
+            authorizer.authorize(&peer(proof, workload("web.shop", 2), 200), &payments(), NOW, FRESH).expect("allowed");
         assert_eq!((*permit.rule(), permit.policy(), permit.deadline()), (id, 7, Timestamp::from_secs(200)));
         assert_eq!((permit.source(), permit.service()), (&workload("web.shop", 2), &payments().id));
     }
     for proof in [Proof::Session, Proof::Signed] {
-        let denial = authorizer.authorize(&peer(proof, workload("web.shop", 2), 200), &payments(), NOW);
+        let denial = authorizer.authorize(&peer(proof, workload("web.shop", 2), 200), &payments(), NOW, FRESH);
         assert_eq!(denial.expect_err("refused").reason, DenialReason::WrongProof);
     }
 }
@@ -528,7 +530,7 @@ fn an_ended_credential_yields_nothing() {
     let authorizer = world.compile();
     for end in [0, 99, 100] {
         let ended = peer(Proof::Tls, workload("web.shop", 2), end);
-        let denial = authorizer.authorize(&ended, &payments(), NOW).expect_err("ended");
+        let denial = authorizer.authorize(&ended, &payments(), NOW, FRESH).expect_err("ended");
         assert_eq!(denial.reason, DenialReason::Expired);
     }
 }
@@ -537,7 +539,7 @@ fn an_ended_credential_yields_nothing() {
 fn a_denial_names_the_rule() {
     let mut world = world();
     let id = world.rule(1, "web.shop.* -> payments.billing.west", DENY);
-    let denial = world.compile().authorize(&peer(Proof::Tls, workload("web.shop", 2), 200), &payments(), NOW);
+    let denial = world.compile().authorize(&peer(Proof::Tls, workload("web.shop", 2), 200), &payments(), NOW, FRESH);
     let denial = denial.expect_err("denied");
     assert_eq!(denial.rule, Some(id));
     assert_eq!(denial.rule_text.as_deref(), Some("deny web.shop.* -> payments.billing.west"));
@@ -554,13 +556,15 @@ fn a_passage_needs_the_signed_header_and_the_members_own_session() {
     let edge = |number: u8| domain(number).edge(&crate::testing::name(number).parse().expect("name"));
     let signed = peer(Proof::Signed, workload("web.shop", 2), 200);
     let session = peer(Proof::Session, edge(2), 300);
-    let passage =
-        authorizer.authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW).expect("allowed");
+    let passage = authorizer
+        .authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW, FRESH)
+        .expect("allowed");
     assert_eq!(passage.deadline(), Timestamp::from_secs(200), "the leaf that signed ends it");
 
     let check = |signed: &VerifiedPeer, session: Option<&VerifiedPeer>, reason| {
-        let denial =
-            authorizer.authorize_passage(signed, session, &world.members, &payments(), NOW).expect_err("refused");
+        let denial = authorizer
+            .authorize_passage(signed, session, &world.members, &payments(), NOW, FRESH)
+            .expect_err("refused");
         assert_eq!(denial.reason, reason, "{signed:?} over {session:?}");
     };
     check(&signed, None, DenialReason::WrongProof);
@@ -580,14 +584,14 @@ fn an_own_workload_passes_without_a_session_and_nobody_brings_it_from_outside() 
     world.rule(1, "web.shop.west -> payments.billing.west", ALLOW);
     let signed = peer(Proof::Signed, workload("web.shop", 1), 200);
     let here = world.compile().at(cluster(1), 1);
-    assert!(here.authorize_passage(&signed, None, &world.members, &payments(), NOW).is_ok());
+    assert!(here.authorize_passage(&signed, None, &world.members, &payments(), NOW, FRESH).is_ok());
     let session = peer(Proof::Session, domain(2).edge(&"onprem".parse().expect("name")), 300);
     let denial =
-        here.authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW).expect_err("refused");
+        here.authorize_passage(&signed, Some(&session), &world.members, &payments(), NOW, FRESH).expect_err("refused");
     assert_eq!(denial.reason, DenialReason::WrongProof);
     let nowhere = world.compile();
     assert!(
-        nowhere.authorize_passage(&signed, None, &world.members, &payments(), NOW).is_err(),
+        nowhere.authorize_passage(&signed, None, &world.members, &payments(), NOW, FRESH).is_err(),
         "a law of no cluster has no own"
     );
 }
@@ -602,7 +606,7 @@ fn one_member_that_relays_may_carry_anothers_passage() {
     let (straight, over_east) = (peer(Proof::Session, edge(2), 300), peer(Proof::Session, edge(0), 300));
     let outcome = |world: &World, at: u8, session: &VerifiedPeer| {
         let authorizer = world.compile().at(cluster(at), 1);
-        let passage = authorizer.authorize_passage(&signed, Some(session), &world.members, &payments(), NOW);
+        let passage = authorizer.authorize_passage(&signed, Some(session), &world.members, &payments(), NOW, FRESH);
         passage.map(drop).map_err(|denial| denial.reason)
     };
     assert_eq!(outcome(&world, 0, &straight), Err(DenialReason::Unreachable), "east does not relay");
@@ -614,7 +618,8 @@ fn one_member_that_relays_may_carry_anothers_passage() {
     let mut members = world.members.clone();
     members.insert(Member { relay: Relay::Members, ..member(3, false, Accept::Federation) });
     let north = world.compile().at(cluster(3), 1);
-    let denial = north.authorize_passage(&signed, Some(&over_east), &members, &payments(), NOW).expect_err("refused");
+    let denial =
+        north.authorize_passage(&signed, Some(&over_east), &members, &payments(), NOW, FRESH).expect_err("refused");
     assert_eq!(denial.reason, DenialReason::Unreachable);
     // What east may carry, the law still judges; and one that is out carries nothing.
     world.rule(1, PAIR, DENY);
@@ -673,4 +678,60 @@ fn judging_does_not_slow_down_with_the_number_of_rules() {
     let each = (0..5).map(|_| round()).min().unwrap_or(u128::MAX);
     assert!(each < limit_ns, "{each} ns per decision");
     eprintln!("{each} ns per decision among 100,000 intentions");
+}
+
+/// Payments of west, which chose this for callers that hear nothing of it for ten seconds.
+fn payments_when(when: WhenStale) -> Service {
+    Service { staleness: Staleness { when, lease: Duration::from_secs(10) }, ..payments() }
+}
+
+const AGES: [Option<Duration>; 6] = [
+    FRESH,
+    Some(Duration::from_millis(9_999)),
+    Some(Duration::from_secs(10)),
+    Some(Duration::from_secs(900)),
+    Some(Duration::MAX),
+    None,
+];
+
+#[test]
+fn only_a_service_that_denies_past_its_lease_is_refused_for_its_owners_silence() {
+    let mut world = world();
+    world.rule(1, PAIR, ALLOW);
+    let caller = world.compile().at(cluster(2), 1);
+    let (own, signed) =
+        (peer(Proof::Own, workload("web.shop", 2), 200), peer(Proof::Signed, workload("web.shop", 2), 200));
+    for when in [WhenStale::Keep, WhenStale::PreferLocal, WhenStale::Deny] {
+        for (number, age) in AGES.into_iter().enumerate() {
+            let refused = when == WhenStale::Deny && number >= 2;
+            let permit = caller.authorize(&own, &payments_when(when), NOW, age);
+            let passage = caller.authorize_passage(&signed, None, &world.members, &payments_when(when), NOW, age);
+            assert_eq!((permit.is_err(), passage.is_err()), (refused, refused), "{when} {age:?}");
+            for denial in [permit.err(), passage.err()].into_iter().flatten() {
+                assert_eq!(denial.reason, DenialReason::Stale);
+                assert_eq!(denial.stale.as_deref(), Some(&Stale { age, lease: Duration::from_secs(10) }));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_owner_is_never_stale_to_itself() {
+    let mut world = world();
+    world.rule(1, PAIR, ALLOW);
+    let owner = world.compile().at(cluster(1), 1);
+    let caller = peer(Proof::Tls, workload("web.shop", 2), 200);
+    for age in AGES {
+        assert!(owner.authorize(&caller, &payments_when(WhenStale::Deny), NOW, age).is_ok(), "{age:?}");
+    }
+}
+
+#[test]
+fn a_rule_that_denies_is_told_before_the_age_of_the_data() {
+    let mut world = world();
+    world.rule(1, PAIR, DENY);
+    let caller = world.compile().at(cluster(2), 1);
+    let own = peer(Proof::Own, workload("web.shop", 2), 200);
+    let denial = caller.authorize(&own, &payments_when(WhenStale::Deny), NOW, None).expect_err("denied");
+    assert_eq!(denial.reason, DenialReason::Rule);
 }

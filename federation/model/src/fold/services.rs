@@ -1,6 +1,6 @@
 //! Services: what this cluster may see of what their owners told of them.
 //!
-//! Of siblings the narrower: gone if any says so, accounts in all.
+//! Of siblings the narrower: gone if any says so, accounts in all, the stricter policy for stale data.
 
 use std::borrow::Cow;
 
@@ -81,7 +81,8 @@ fn narrowest<'a>(standing: &[&'a Filed]) -> Option<Told<'a>> {
             if both.is_empty() {
                 Some(Told::Gone)
             } else {
-                Some(Told::Is(Cow::Owned(Export { accounts: both, ..export.clone() })))
+                let staleness = held.staleness.narrower(export.staleness);
+                Some(Told::Is(Cow::Owned(Export { accounts: both, staleness, ..export.clone() })))
             }
         }
         _ => Some(Told::Gone),
@@ -105,5 +106,6 @@ fn make(id: &ServiceId, export: &Export, member: &Member) -> Service {
         port: export.port,
         accounts: accounts(export),
         exported: false,
+        staleness: export.staleness,
     }
 }

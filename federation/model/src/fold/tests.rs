@@ -1,13 +1,13 @@
 //! The fold that goes on beside one from the start and beside the slow reading of the law, over random histories: late
 //! admissions, grants, replacements that come before what they replace, forks that make records void.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::{
     Accept, AccountRef, Admission, Approval, DestinationPattern, Digest, Eviction, Export, Head, Intention,
     IntentionKey, Label, Layer, MemberState, MemberTerms, Replica, Revocation, RuleState, ServiceId, SourcePattern,
-    SpiffeId, Stance, Timestamp, TrustBundle, evaluator, fold,
+    SpiffeId, Staleness, Stance, Timestamp, TrustBundle, WhenStale, evaluator, fold,
     testing::{ALLOW, DENY, Dice, Writer, candidate, cluster, domain, label, on_all_cores, service, workload},
 };
 
@@ -51,6 +51,10 @@ fn random_export(dice: &mut Dice) -> Export {
         namespace: dice.pick(&NAMES).parse().expect("name"),
         port: 1 + dice.below(3) as u16,
         accounts: (0..dice.below(3)).map(|_| account(dice)).collect(),
+        staleness: Staleness {
+            when: *dice.pick(&[WhenStale::Keep, WhenStale::PreferLocal, WhenStale::Deny]),
+            lease: Duration::from_secs(10 * (1 + dice.below(3) as u64)),
+        },
     }
 }
 

@@ -1,9 +1,11 @@
 //! What a snapshot makes of records.
 
+use std::time::Duration;
+
 use super::*;
 use crate::{
-    Accept, AccountRef, Admission, DenialReason, Export, Layer, MemberTerms, Revocation, RuleState, Service, Timestamp,
-    TrustBundle,
+    Accept, AccountRef, Admission, DenialReason, Export, Layer, MemberTerms, Revocation, RuleState, Service, Staleness,
+    Timestamp, TrustBundle, WhenStale,
     testing::{ALLOW, DENY, Writer, authentic, candidate, cluster, domain, export, key, service, workload},
 };
 
@@ -387,6 +389,7 @@ fn a_denial_reason_is_told_for_a_member_without_rules() {
         port: 1,
         accounts: Vec::new(),
         exported: false,
+        staleness: Staleness::default(),
     };
     let decision = snapshot.authorizer.decide(&workload("web.shop", 2), &service);
     assert_eq!(decision.reason, Some(DenialReason::DefaultDeny));
@@ -403,6 +406,7 @@ fn accounts_are_those_that_all_versions_name() {
             namespace: "x".parse().expect("name"),
             port: 1,
             accounts,
+            staleness: Staleness::default(),
         })
     };
     let one = world.onprem.write(Audience::All, body(vec![account("a"), account("b")]), &[]);
@@ -424,4 +428,19 @@ fn a_founding_record_of_another_digest_founds_nothing() {
     let forged = authentic(forged);
     let records: Vec<_> = std::iter::once(forged).chain(world.records.iter().skip(1).cloned()).collect();
     assert!(fold(cluster(1), world.federation, 1, records.iter()).is_none());
+}
+
+#[test]
+fn of_two_versions_the_stricter_word_on_stale_data_counts() {
+    let mut world = world();
+    let body = |when, secs| {
+        let Body::Service(export) = export("s.x", 1) else { unreachable!("an export") };
+        Body::Service(Export { staleness: Staleness { when, lease: Duration::from_secs(secs) }, ..export })
+    };
+    for (when, secs) in [(WhenStale::Deny, 600), (WhenStale::Keep, 60)] {
+        let record = world.onprem.write(Audience::All, body(when, secs), &[]);
+        world.add(record);
+    }
+    let found = world.snapshot().catalog.get(&service("s.x", 2)).map(|service| service.staleness);
+    assert_eq!(found, Some(Staleness { when: WhenStale::Deny, lease: Duration::from_secs(60) }));
 }

@@ -38,6 +38,7 @@ fn service(name: &str, accounts: &[&str]) -> Body {
         namespace: "shop".parse().expect("namespace"),
         port: 80,
         accounts: accounts.iter().map(account).collect(),
+        staleness: Default::default(),
     })
 }
 

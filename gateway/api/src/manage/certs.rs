@@ -111,7 +111,7 @@ impl Shared {
         let laggard = |(member, age): &(ClusterId, Option<Duration>)| wire::Laggard {
             cluster: name(member),
             // Zero means "nothing known", so the freshest is a millisecond old.
-            data_age_ms: age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX).max(1)),
+            data_age_ms: naming::age_ms(*age),
         };
         let millis = |at: Option<Timestamp>| at.map_or(0, Timestamp::as_millis);
         let federation_model::Enforcement { by, behind } = &rotation.enforcement;

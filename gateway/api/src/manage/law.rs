@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use federation_model::{
-    AccountRef, Action, Audience, Body, ClusterId, Denial, DenialReason, DestinationPattern, Enforcement, Intention,
-    IntentionKey, Layer, MESH_ZONE, Member, RecordId, RuleState, ServiceRef, Snapshot, SourcePattern, SourceRef,
-    SpiffeId, Standing, Timestamp,
+    AccountRef, Action, Ages, Audience, Body, ClusterId, Denial, DenialReason, DestinationPattern, Enforcement,
+    Intention, IntentionKey, Layer, MESH_ZONE, Member, RecordId, RuleState, ServiceRef, Snapshot, SourcePattern,
+    SourceRef, SpiffeId, Stale, Standing, Timestamp,
 };
 use proto::manage as wire;
 use tokio::time::timeout;
@@ -123,7 +123,7 @@ impl Shared {
         let laggard = |(member, age): (ClusterId, Option<Duration>)| wire::Laggard {
             cluster: naming::shown(&member, &snapshot.members),
             // Zero means "nothing known", so the freshest is a millisecond old.
-            data_age_ms: age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX).max(1)),
+            data_age_ms: naming::age_ms(age),
         };
         intention.behind = behind.into_iter().map(laggard).collect();
     }
@@ -186,25 +186,26 @@ impl Shared {
         };
         let name = ServiceRef::parse(&request.destination, &snapshot.own_name)?;
         naming::member(name.cluster.as_str(), &snapshot.members)?;
-        Ok(judged(&snapshot, &source, &name))
+        Ok(judged(&snapshot, &self.ages(), &source, &name))
     }
 }
 
 /// Whether an account of this cluster may call the service of that DNS name: one sentence.
-pub(super) fn may_call(snapshot: &Snapshot, account: &AccountRef, dns: &str) -> String {
+pub(super) fn may_call(snapshot: &Snapshot, ages: &Ages, account: &AccountRef, dns: &str) -> String {
     let source = snapshot.own_trust_domain.account(account);
     match ServiceRef::from_dns(dns) {
-        Ok(name) => judged(snapshot, &source, &name).detail,
+        Ok(name) => judged(snapshot, ages, &source, &name).detail,
         Err(_) => format!("{account} cannot call what is no service in {MESH_ZONE}"),
     }
 }
 
-fn judged(snapshot: &Snapshot, source: &SpiffeId, name: &ServiceRef) -> wire::CheckIntentionReply {
+fn judged(snapshot: &Snapshot, ages: &Ages, source: &SpiffeId, name: &ServiceRef) -> wire::CheckIntentionReply {
     let mut reply = wire::CheckIntentionReply {
         source: source.to_string(),
         destination: name.to_string(),
         ..wire::CheckIntentionReply::default()
     };
+    let mut stale = None;
     let (reason, rule, text) = match snapshot.catalog.by_name(name) {
         None => (Some(DenialReason::UnknownService), None, None),
         Some(_) if snapshot.members.by_trust_domain(source.trust_domain()).is_none() => {
@@ -213,7 +214,12 @@ fn judged(snapshot: &Snapshot, source: &SpiffeId, name: &ServiceRef) -> wire::Ch
         Some(service) => {
             let decision = snapshot.authorizer.decide(source, service);
             // A denial without a word for it still denies.
+            let age = ages.of(&service.id.cluster);
             let reason = match decision.action {
+                Action::Allow if service.id.cluster != snapshot.own && service.staleness.denies(age) => {
+                    stale = Some(Box::new(Stale { age, lease: service.staleness.lease }));
+                    Some(DenialReason::Stale)
+                }
                 Action::Allow => None,
                 Action::Deny => Some(decision.reason.unwrap_or(DenialReason::DefaultDeny)),
             };
@@ -232,8 +238,7 @@ fn judged(snapshot: &Snapshot, source: &SpiffeId, name: &ServiceRef) -> wire::Ch
         }
         Some(reason) => {
             reply.reason = reason.as_str().to_owned();
-            let denial =
-                Denial { reason, source: Some(source.clone()), destination: name.to_string(), rule, rule_text: text };
+            let denial = Denial { rule, rule_text: text, stale, ..Denial::without_rule(reason, Some(source), name) };
             reply.detail = denial.to_string();
         }
     }

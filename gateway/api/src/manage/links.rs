@@ -79,7 +79,6 @@ impl Shared {
 }
 
 fn link(state: LinkState) -> wire::Link {
-    let millis = |span: std::time::Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let micros = |span: std::time::Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX).max(1);
     wire::Link {
         cluster: state.name.to_string(),
@@ -89,8 +88,7 @@ fn link(state: LinkState) -> wire::Link {
         address: state.address,
         rtt_us: state.rtt.map_or(0, micros),
         clock_offset_ms: state.clock_offset_ms,
-        // Zero means "none came yet", so the freshest data is a millisecond old.
-        data_age_ms: state.data_age.map_or(0, |age| millis(age).max(1)),
+        data_age_ms: naming::age_ms(state.data_age),
         tunnels: count(state.tunnels as usize),
         deadline_ms: state.deadline.map_or(0, Timestamp::as_millis),
         error: state.error,

@@ -49,6 +49,10 @@ impl Shared {
                     Approval::Manual => "manual",
                 }
                 .to_owned(),
+                data_age_ms: match member.id == snapshot.own {
+                    true => 0,
+                    false => naming::age_ms(self.links.data_age(&member.id)),
+                },
             }
         });
         Ok(wire::ClusterList { clusters: clusters.collect() })

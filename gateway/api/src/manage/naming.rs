@@ -1,5 +1,7 @@
 //! Names as operators give them, understood.
 
+use std::time::Duration;
+
 use federation_model::{
     AccountRef, ClusterId, ClusterName, Member, Members, ReferenceError, ServiceRef, Snapshot, SourceRef,
 };
@@ -105,6 +107,11 @@ pub(super) fn shown(id: &ClusterId, members: &Members) -> String {
         || members.by_name(&member.name).is_none()
             && members.iter().filter(|other| other.name == member.name).count() == 1;
     if plain { member.name.to_string() } else { format!("{}@{}", member.name, id.short()) }
+}
+
+/// An age for a reply. Zero means "none came yet", so the freshest data is a millisecond old.
+pub(super) fn age_ms(age: Option<Duration>) -> u64 {
+    age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX).max(1))
 }
 
 /// A text for a message, of bounded length.

@@ -1,10 +1,13 @@
 //! Services: what is visible, registering one, showing it to others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use federation_model::{
-    ACCOUNTS_MAX, AccountRef, Audience, Authentic, Body, ClusterId, Export, NamespaceName, Records, ServiceId,
-    ServiceName, Snapshot,
+    ACCOUNTS_MAX, AccountRef, Audience, Authentic, Body, ClusterId, Export, LEASE_MAX, LEASE_MIN, NamespaceName,
+    Records, ServiceId, ServiceName, Snapshot, Staleness,
 };
 use proto::manage as wire;
 
@@ -54,7 +57,10 @@ impl Shared {
             let message = format!("this cluster has {SERVICES_MAX} services already");
             return Err(Refusal::new(Kind::Exhausted, "too_many_services", message));
         }
-        let export = Export { service: name.service, namespace: name.namespace, port, accounts };
+        let held = before.get(&Audience::Member(own)).and_then(Option::as_ref);
+        let held = held.map(|export| export.staleness).unwrap_or_default();
+        let staleness = chosen(&request.when_stale, request.lease_ms, held)?;
+        let export = Export { service: name.service, namespace: name.namespace, port, accounts, staleness };
         // Whoever sees it already is told as well; else two audiences would know two services of one name.
         let shown = before.iter().filter(|(_, export)| export.is_some()).map(|(audience, _)| *audience);
         let audiences: BTreeSet<Audience> = shown.chain([Audience::Member(own)]).collect();
@@ -101,10 +107,13 @@ impl Shared {
             namespace: name.namespace.clone(),
             port: service.port,
             accounts: service.accounts.clone(),
+            staleness: chosen(&request.when_stale, request.lease_ms, service.staleness)?,
         };
         let mut told = told(&self.links.records().borrow());
         let before = told.remove(&(own, name.namespace, name.service)).unwrap_or_default();
-        for audience in &audiences {
+        // What is chosen here is the owner's own word from now on, whoever is shown the service later.
+        let own_word = (export.staleness != service.staleness).then_some(Audience::Member(own));
+        for audience in own_word.iter().chain(&audiences) {
             if before.get(audience) != Some(&Some(export.clone())) {
                 self.tell(*audience, &export, own, &author).await?;
             }
@@ -163,6 +172,7 @@ impl Shared {
             Audience::Member(member) => Some(naming::shown(member, &snapshot.members)),
             Audience::Law => None,
         });
+        let age = if own { None } else { self.links.data_age(&id.cluster) };
         wire::Service {
             name: service.name.to_string(),
             dns: service.name.dns(),
@@ -171,8 +181,33 @@ impl Shared {
             exported_to: exported_to.collect(),
             own,
             instances: if own { count(self.registry.instances(&id.service, &id.namespace).len()) } else { 0 },
+            when_stale: service.staleness.when.to_string(),
+            lease_ms: u64::try_from(service.staleness.lease.as_millis()).unwrap_or(u64::MAX),
+            data_age_ms: naming::age_ms(age),
+            freshness: match (own, service.staleness.is_over(age)) {
+                (true, _) => "own".to_owned(),
+                (false, false) => "fresh".to_owned(),
+                (false, true) => format!("stale ({})", service.staleness.when),
+            },
         }
     }
+}
+
+/// What a request says of stale data, over what held before.
+pub(crate) fn chosen(when: &str, lease_ms: u64, before: Staleness) -> Result<Staleness, Refusal> {
+    let when = match when {
+        "" => before.when,
+        word => word.parse().map_err(|error: String| Refusal::invalid("bad_when_stale", error))?,
+    };
+    let lease = match lease_ms {
+        0 => before.lease,
+        millis => Duration::from_millis(millis),
+    };
+    if lease_ms > 0 && !(LEASE_MIN..=LEASE_MAX).contains(&lease) {
+        let message = format!("a lease of {} s: choose 10 s to 24 h", lease.as_secs_f64());
+        return Err(Refusal::invalid("bad_lease", message));
+    }
+    Ok(Staleness { when, lease })
 }
 
 /// The newest word to each audience, `None` when it was taken back.

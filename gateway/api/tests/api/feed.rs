@@ -27,6 +27,7 @@ struct Feed {
     held: BTreeSet<Digest>,
     instances: Option<Vec<proto::workload::Instance>>,
     denied: Vec<proto::workload::Denied>,
+    ages: Vec<proto::workload::Ages>,
     synced: u32,
 }
 
@@ -37,7 +38,15 @@ impl Feed {
         let (requests, stream) = mpsc::channel(8);
         requests.send(FeedRequest { request: Some(Request::Subscribe(subscribe)) }).await.expect("channel");
         let events = client.feed(ReceiverStream::new(stream)).await?.into_inner();
-        Ok(Self { requests, events, held: BTreeSet::new(), instances: None, denied: Vec::new(), synced: 0 })
+        Ok(Self {
+            requests,
+            events,
+            held: BTreeSet::new(),
+            instances: None,
+            denied: Vec::new(),
+            ages: Vec::new(),
+            synced: 0,
+        })
     }
 
     /// Takes the next event.
@@ -56,6 +65,7 @@ impl Feed {
             }
             Some(Event::Instances(instances)) => self.instances = Some(instances.instances),
             Some(Event::Denied(denied)) => self.denied.push(denied),
+            Some(Event::Ages(ages)) => self.ages.push(ages),
             None => panic!("an empty event"),
         }
         Ok(())
@@ -85,7 +95,7 @@ fn serving(name: &str, inbound: &str) -> Subscribe {
     Subscribe {
         instance: instance_id().0.to_vec(),
         inbound: inbound.into(),
-        serves: vec![Serves { service: service.into(), namespace: namespace.into(), port: 8080 }],
+        serves: vec![Serves { service: service.into(), namespace: namespace.into(), port: 8080, ..Serves::default() }],
         held: Vec::new(),
     }
 }
@@ -180,6 +190,7 @@ async fn a_sidecar_serves_only_what_names_its_account() {
         service: service.into(),
         port: 8080,
         accounts: accounts.iter().map(|&account| account.to_owned()).collect(),
+        ..Default::default()
     };
     manage.register_service(register("payments.billing", &[])).await.expect("registered");
     manage.register_service(register("api.shop", &["web.shop"])).await.expect("registered");
@@ -217,7 +228,7 @@ async fn a_sidecar_cannot_send_the_edge_elsewhere() {
 #[tokio::test]
 async fn what_makes_no_sense_ends_the_feed_with_a_reason() {
     let world = World::new().await;
-    let many = vec![Serves { service: "web".into(), namespace: "shop".into(), port: 1 }; 65];
+    let many = vec![Serves { service: "web".into(), namespace: "shop".into(), port: 1, ..Serves::default() }; 65];
     for (subscribe, wanted) in [
         (Subscribe { instance: vec![1; 15], ..calling() }, "bad_instance"),
         (Subscribe { held: vec![vec![1; 31]], ..calling() }, "bad_digest"),
@@ -311,4 +322,46 @@ async fn no_snapshot_no_feed() {
     let mut feed = Feed::open(&world, "web.shop", calling()).await.expect("opens");
     let refused = feed.end().await;
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "no_snapshot"));
+}
+
+#[tokio::test]
+async fn a_sidecar_is_told_the_age_of_each_members_data_before_any_record_and_then_every_second() {
+    let mut federation = Federation::found("west");
+    let east = federation.admit("east", false).id;
+    federation.admit("onprem", false);
+    let world = World::with(federation, vec![], TTL).await;
+    world.links.heard(east, "east", Duration::from_secs(7));
+    let mut feed = Feed::open(&world, "web.shop", calling()).await.expect("feed");
+    feed.step().await.expect("an event");
+    assert_eq!((feed.ages.len(), feed.synced), (1, 0), "ages come first");
+    feed.until("three lists of ages", |feed| feed.ages.len() >= 3).await;
+    for list in &feed.ages {
+        // Of onprem nothing was ever heard, and the own cluster has no age.
+        let ages: Vec<_> = list.ages.iter().map(|age| (age.cluster.clone(), age.age_ms)).collect();
+        assert_eq!(ages, [(east.as_bytes().to_vec(), 7_000)]);
+    }
+    let said: Vec<_> = feed.ages.iter().map(|list| list.said_at_ms).collect();
+    assert!(said.is_sorted() && said[2] >= 1_900, "{said:?}");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_registers_its_service_says_what_happens_to_stale_callers() {
+    let world = World::new().await;
+    let with = |name: &str, when: &str, lease_ms| {
+        let mut subscribe = serving(name, "127.0.0.1:9000");
+        (subscribe.serves[0].when_stale, subscribe.serves[0].lease_ms) = (when.into(), lease_ms);
+        subscribe
+    };
+    for (when, lease_ms, wanted) in [("never", 0, "bad_when_stale"), ("deny", 9_999, "bad_lease")] {
+        let ended = match Feed::open(&world, "pay.shop", with("pay.shop", when, lease_ms)).await {
+            Ok(mut feed) => feed.end().await,
+            Err(status) => status,
+        };
+        assert_eq!(reason(&ended), wanted);
+    }
+    let mut feed = Feed::open(&world, "pay.shop", with("pay.shop", "deny", 60_000)).await.expect("feed");
+    feed.until("synced", |feed| feed.synced > 0).await;
+    let services = world.manage().await.list_services(wire::ListServicesRequest {}).await.expect("list").into_inner();
+    let service = &services.services[0];
+    assert_eq!((service.when_stale.as_str(), service.lease_ms, service.freshness.as_str()), ("deny", 60_000, "own"));
 }

@@ -1,9 +1,11 @@
 //! What an operator does over the Unix socket.
 
+use std::time::Duration;
+
 use federation_identity::now;
 use federation_model::{
     Action, Audience, Body, DestinationPattern, Export, Intention, IntentionKey, JoinToken, Layer, RuleState,
-    SourcePattern, TokenId, TokenSecret,
+    SourcePattern, Staleness, TokenId, TokenSecret, WhenStale,
 };
 use gateway_api::LinkPhase;
 use proto::{
@@ -45,7 +47,7 @@ fn delete(source: &str, destination: &str, action: &str) -> wire::DeleteIntentio
 }
 
 fn register(service: &str, port: u32) -> wire::RegisterServiceRequest {
-    wire::RegisterServiceRequest { service: service.into(), port, accounts: vec![] }
+    wire::RegisterServiceRequest { service: service.into(), port, accounts: vec![], ..Default::default() }
 }
 
 fn asked(source: &str, destination: &str) -> wire::CheckIntentionRequest {
@@ -196,7 +198,7 @@ async fn a_service_is_registered_here_and_then_shown_to_others() {
     let export = |service: &str, to: &[&str]| wire::ExportServiceRequest {
         service: service.into(),
         to: to.iter().map(|&name| name.to_owned()).collect(),
-        nobody: false,
+        ..wire::ExportServiceRequest::default()
     };
     refused(
         client.export_service(export("payments.billing", &[])).await,
@@ -255,6 +257,110 @@ async fn a_service_is_registered_here_and_then_shown_to_others() {
 }
 
 #[tokio::test]
+async fn what_happens_to_stale_callers_is_chosen_at_registration_or_export_and_told_to_everybody() {
+    let (world, mut client) = two(false).await;
+    let chosen = |service: &wire::Service| (service.when_stale.clone(), service.lease_ms);
+    let of = |reply: wire::ServiceReply| chosen(&reply.service.expect("service"));
+    let registered = client.register_service(register("payments.billing", 8080)).await.expect("registered");
+    assert_eq!(of(registered.into_inner()), ("keep".into(), 900_000));
+    let export = |when_stale: &str, lease_ms| wire::ExportServiceRequest {
+        service: "payments.billing".into(),
+        when_stale: when_stale.into(),
+        lease_ms,
+        ..wire::ExportServiceRequest::default()
+    };
+    let exported = client.export_service(export("deny", 60_000)).await.expect("exported");
+    assert_eq!(of(exported.into_inner()), ("deny".into(), 60_000));
+    // What is not named stays, there and here.
+    let again = wire::RegisterServiceRequest { lease_ms: 10_000, ..register("payments.billing", 8080) };
+    assert_eq!(of(client.register_service(again).await.expect("again").into_inner()), ("deny".into(), 10_000));
+    assert_eq!(of(client.export_service(export("", 0)).await.expect("again").into_inner()), ("deny".into(), 10_000));
+    let records = world.links.federation().records();
+    let told = |audience| {
+        let last = records.iter().rev().find_map(|record| match &record.value().body {
+            Body::Service(export) if record.value().audience == audience => Some(export.staleness),
+            _ => None,
+        });
+        last.map(|staleness| (staleness.when.to_string(), staleness.lease))
+    };
+    for audience in [Audience::All, Audience::Member(world.links.current().own)] {
+        assert_eq!(told(audience), Some(("deny".into(), Duration::from_secs(10))), "{audience:?}");
+    }
+    for (when, lease_ms, word) in [
+        ("Deny", 0, "bad_when_stale"),
+        ("prefer_local", 0, "bad_when_stale"),
+        ("", 9_999, "bad_lease"),
+        ("deny", 1, "bad_lease"),
+        ("keep", 86_400_001, "bad_lease"),
+        ("keep", u64::MAX, "bad_lease"),
+    ] {
+        refused(client.export_service(export(when, lease_ms)).await, Code::InvalidArgument, word, "");
+        let request =
+            wire::RegisterServiceRequest { when_stale: when.into(), lease_ms, ..register("payments.billing", 8080) };
+        refused(client.register_service(request).await, Code::InvalidArgument, word, "");
+    }
+}
+
+#[tokio::test]
+async fn lists_and_names_tell_how_old_the_owners_data_is() {
+    let mut federation = Federation::found("west");
+    let mut east = federation.admit("east", false);
+    let ledger = |name: &str, when| Export {
+        service: name.parse().expect("name"),
+        namespace: "books".parse().expect("name"),
+        port: 1,
+        accounts: vec![account("ledger.books")],
+        staleness: Staleness { when, lease: Duration::from_secs(60) },
+    };
+    for (name, when) in [("a", WhenStale::Keep), ("b", WhenStale::PreferLocal), ("c", WhenStale::Deny)] {
+        federation.hear(&mut east, Audience::All, Body::Service(ledger(name, when)));
+    }
+    let key = IntentionKey {
+        source: SourcePattern::parse("web.shop.west", Action::Allow, federation.own.id, &federation.snapshot().members)
+            .expect("source"),
+        destination: DestinationPattern::parse("c.books.east", &federation.snapshot().members).expect("destination"),
+        layer: Layer::Rule,
+    };
+    federation.hear(&mut east, Audience::Law, Body::Intention(Intention { key, state: RuleState::Is(Action::Allow) }));
+    let world = World::with(federation, vec![], TTL).await;
+    let mut client = world.manage().await;
+    let freshness = async |client: &mut ManageClient<_>| {
+        let list = client.list_services(wire::ListServicesRequest {}).await.expect("list").into_inner().services;
+        list.into_iter().map(|service| (service.freshness, service.data_age_ms)).collect::<Vec<_>>()
+    };
+    let stale = |age| ["keep", "prefer-local", "deny"].map(|when| (format!("stale ({when})"), age));
+    assert_eq!(freshness(&mut client).await, stale(0), "never heard");
+    let rcode = async |client: &mut ManageClient<_>| {
+        let request = wire::LookupDnsRequest { name: "c.books.east.mesh.internal".into(), ..Default::default() };
+        let reply = client.lookup_dns(request).await.expect("looked up").into_inner();
+        (reply.rcode, reply.why, reply.data_age_ms)
+    };
+    // The rule stands all the while.
+    let destination = "c.books.east".to_owned();
+    let judged = async |client: &mut ManageClient<_>| {
+        let request = wire::CheckIntentionRequest { source: "web.shop".into(), destination: destination.clone() };
+        let reply = client.check_intention(request).await.expect("judged").into_inner();
+        (reply.allowed, reply.reason, reply.detail)
+    };
+    let (allowed, reason, detail) = judged(&mut client).await;
+    assert_eq!((allowed, reason.as_str()), (false, "stale"), "{detail}");
+    assert!(detail.contains("no data since this process started, lease 60 s"), "{detail}");
+    let (code, why, age) = rcode(&mut client).await;
+    assert_eq!((code.as_str(), age), ("SERVFAIL", 0), "{why}");
+    assert!(why.contains("hanse link status east") && why.contains("past the lease of 60 s"), "{why}");
+    world.links.heard(east.id, "east", Duration::from_secs(59));
+    assert_eq!(freshness(&mut client).await, [(); 3].map(|()| ("fresh".to_owned(), 59_000)));
+    let (code, why, age) = rcode(&mut client).await;
+    assert_eq!((code.as_str(), age), ("NOERROR", 59_000), "{why}");
+    assert!(why.contains("what its owner last said is 59 s old, within the lease of 60 s"), "{why}");
+    let (allowed, _, detail) = judged(&mut client).await;
+    assert!(allowed, "{detail}");
+    let clusters = client.list_clusters(wire::ListClustersRequest {}).await.expect("list").into_inner().clusters;
+    let ages: Vec<_> = clusters.iter().map(|cluster| (cluster.own, cluster.data_age_ms)).collect();
+    assert!(ages.contains(&(true, 0)) && ages.contains(&(false, 59_000)), "{ages:?}");
+}
+
+#[tokio::test]
 async fn services_of_others_are_listed_as_theirs() {
     let mut federation = Federation::found("west");
     let mut east = federation.admit("east", false);
@@ -263,6 +369,7 @@ async fn services_of_others_are_listed_as_theirs() {
         namespace: "books".parse().expect("name"),
         port: 1,
         accounts: vec![account("ledger.books")],
+        staleness: Default::default(),
     };
     federation.hear(&mut east, Audience::All, Body::Service(ledger));
     let world = World::with(federation, vec![], TTL).await;

@@ -232,6 +232,7 @@ async fn what_an_evicted_member_served_is_gone_from_lists_and_names() {
         namespace: "books".parse().expect("name"),
         port: 1,
         accounts: vec![account("ledger.books")],
+        staleness: Default::default(),
     };
     federation.hear(&mut east, Audience::All, Body::Service(export));
     let world = World::with(federation, vec![], TTL).await;
@@ -248,12 +249,18 @@ async fn what_an_evicted_member_served_is_gone_from_lists_and_names() {
 #[tokio::test]
 async fn exporting_to_fewer_takes_it_back_from_the_others() {
     let (world, mut client, east, north) = three(false, false).await;
-    let register = wire::RegisterServiceRequest { service: "ledger.books".into(), port: 1, accounts: vec![] };
+    let register = wire::RegisterServiceRequest {
+        service: "ledger.books".into(),
+        port: 1,
+        accounts: vec![],
+        ..Default::default()
+    };
     client.register_service(register).await.expect("registered");
     let to = |names: &[&str], nobody| wire::ExportServiceRequest {
         service: "ledger.books".into(),
         to: names.iter().map(|&name| name.to_owned()).collect(),
         nobody,
+        ..Default::default()
     };
     let own = world.links.current().own;
     let standing = || {

@@ -1,12 +1,12 @@
 //! What every kind of question is answered.
 
 use super::*;
-use crate::testing::{catalog, service, snapshot, world};
+use crate::testing::{catalog, fresh, heard, service, snapshot, world};
 
 /// Response code, answer section, and number of records in the authority section.
 fn check(name: &str, kind: &str, expected: (Rcode, &[&str], usize)) -> Why {
     let (snapshot, addresses) = world();
-    let answer = answer(&snapshot, &addresses, name, kind.parse().expect("a type"));
+    let answer = answer(&snapshot, &addresses, &fresh(), name, kind.parse().expect("a type"));
     let records: Vec<String> = answer.records.iter().map(|record| record.data.to_string()).collect();
     assert_eq!(
         (answer.rcode, records.len(), answer.authority.len()),
@@ -25,7 +25,7 @@ const NOTHING: &[&str] = &[];
 fn a_service_has_the_address_that_was_given_to_it() {
     let (snapshot, addresses) = world();
     let name: ServiceRef = "payments.billing.west".parse().expect("a reference");
-    let got = answer(&snapshot, &addresses, "payments.billing.west.mesh.internal", QueryType::A);
+    let got = answer(&snapshot, &addresses, &fresh(), "payments.billing.west.mesh.internal", QueryType::A);
     let data = Data::A(addresses.address(&name).expect("assigned"));
     assert_eq!(got.records, [Record { name: name.dns(), ttl: TTL, data }]);
     assert_eq!((got.rcode, got.authority.len(), got.why), (Rcode::NoError, 0, Why::Service(name)));
@@ -119,19 +119,22 @@ fn refuses_transfers() {
 
 #[test]
 fn fails_instead_of_denying_a_name_while_there_is_no_snapshot() {
-    let got = answer_from(None, &Addresses::new(), "web.shop.east.mesh.internal", QueryType::A);
+    let got = answer_from(None, &Addresses::new(), &fresh(), "web.shop.east.mesh.internal", QueryType::A);
     assert_eq!((got.rcode, got.why), (Rcode::ServFail, Why::NoSnapshot));
-    assert_eq!(answer_from(None, &Addresses::new(), "example.com", QueryType::A).rcode, Rcode::Refused);
+    assert_eq!(answer_from(None, &Addresses::new(), &fresh(), "example.com", QueryType::A).rcode, Rcode::Refused);
 }
 
 #[test]
 fn fails_for_a_service_that_has_no_address_yet() {
     let (mut snapshot, addresses) = world();
     snapshot.catalog.insert(service(1, "late.shop.east"));
-    let got = answer(&snapshot, &addresses, "late.shop.east.mesh.internal", QueryType::A);
+    let got = answer(&snapshot, &addresses, &fresh(), "late.shop.east.mesh.internal", QueryType::A);
     assert_eq!((got.rcode, got.records.len()), (Rcode::ServFail, 0));
     // That it exists is known all the same.
-    assert_eq!(answer(&snapshot, &addresses, "late.shop.east.mesh.internal", QueryType::AAAA).rcode, Rcode::NoError);
+    assert_eq!(
+        answer(&snapshot, &addresses, &fresh(), "late.shop.east.mesh.internal", QueryType::AAAA).rcode,
+        Rcode::NoError
+    );
 }
 
 #[test]
@@ -139,15 +142,18 @@ fn a_withdrawn_service_is_gone_although_its_address_is_kept() {
     let (mut snapshot, addresses) = world();
     snapshot.catalog = catalog([service(1, "web.shop.east")]);
     addresses.update(&snapshot.catalog);
-    let got = answer(&snapshot, &addresses, "payments.billing.west.mesh.internal", QueryType::A);
+    let got = answer(&snapshot, &addresses, &fresh(), "payments.billing.west.mesh.internal", QueryType::A);
     assert_eq!(got.rcode, Rcode::NxDomain);
-    assert_eq!(answer(&snapshot, &addresses, "billing.west.mesh.internal", QueryType::A).rcode, Rcode::NxDomain);
+    assert_eq!(
+        answer(&snapshot, &addresses, &fresh(), "billing.west.mesh.internal", QueryType::A).rcode,
+        Rcode::NxDomain
+    );
 }
 
 #[test]
 fn the_serial_follows_the_revision_around_the_circle() {
     let snapshot = Snapshot { revision: (1 << 32) + 5, ..snapshot() };
-    let got = answer(&snapshot, &Addresses::new(), "mesh.internal", QueryType::SOA);
+    let got = answer(&snapshot, &Addresses::new(), &fresh(), "mesh.internal", QueryType::SOA);
     assert_eq!(got.records.first().map(|record| record.data.clone()), Some(Data::Soa { serial: 5 }));
 }
 
@@ -163,4 +169,47 @@ fn types_are_read_and_written() {
     }
     let long = "x".repeat(10_000).parse::<QueryType>().expect_err("no type").to_string();
     assert!(long.len() < 200);
+}
+
+/// The answer for west's payments, which chose this, `millis` after west was last heard.
+fn aged(when: WhenStale, lease: u64, millis: Option<u64>) -> Answer {
+    let (mut snapshot, addresses) = world();
+    let staleness = Staleness { when, lease: Duration::from_secs(lease) };
+    snapshot.catalog.insert(Service { staleness, ..service(2, "payments.billing.west") });
+    let ages = heard(millis.map(Duration::from_millis));
+    answer(&snapshot, &addresses, &ages, "payments.billing.west.mesh.internal", QueryType::A)
+}
+
+#[test]
+fn an_address_of_another_cluster_is_kept_no_longer_than_its_lease() {
+    for when in [WhenStale::Keep, WhenStale::PreferLocal, WhenStale::Deny] {
+        for (lease, age, ttl) in [(900, 0, 5_000), (10, 5_000, 5_000), (10, 7_500, 2_500), (10, 9_999, 1)] {
+            let got = aged(when, lease, Some(age));
+            assert_eq!(got.records[0].ttl, Duration::from_millis(ttl), "{when} {lease} {age}");
+        }
+    }
+}
+
+#[test]
+fn past_the_lease_it_fails_under_deny_and_is_answered_for_the_moment_otherwise() {
+    for age in [Some(10_000), Some(86_400_000), None] {
+        for when in [WhenStale::Keep, WhenStale::PreferLocal] {
+            let got = aged(when, 10, age);
+            assert_eq!((got.rcode, got.records[0].ttl), (Rcode::NoError, Duration::ZERO), "{when} {age:?}");
+            let words = got.data.expect("foreign").to_string();
+            assert!(words.contains("past the lease of 10 s") && words.contains(when.as_str()), "{words}");
+        }
+        let got = aged(WhenStale::Deny, 10, age);
+        assert_eq!((got.rcode, got.records.len(), got.authority.len()), (Rcode::ServFail, 0, 0), "{age:?}");
+        assert!(got.why.to_string().contains("`hanse link status west`"), "{}", got.why);
+    }
+}
+
+#[test]
+fn the_own_clusters_services_have_no_lease() {
+    let (mut snapshot, addresses) = world();
+    let staleness = Staleness { when: WhenStale::Deny, lease: Duration::from_secs(10) };
+    snapshot.catalog.insert(Service { staleness, ..service(1, "web.shop.east") });
+    let got = answer(&snapshot, &addresses, &heard(None), "web.shop.east.mesh.internal", QueryType::A);
+    assert_eq!((got.rcode, got.records[0].ttl, got.data), (Rcode::NoError, TTL, None));
 }

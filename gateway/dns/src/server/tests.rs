@@ -6,7 +6,7 @@ use hickory_proto::{
 };
 
 use super::*;
-use crate::testing::world;
+use crate::testing::{fresh, world};
 
 struct Running {
     udp: SocketAddr,
@@ -23,7 +23,7 @@ async fn start(bind: &str) -> Running {
     let udp = UdpSocket::bind(bind).await.expect("udp");
     let tcp = TcpListener::bind(bind).await.expect("tcp");
     let stop = CancellationToken::new();
-    let inputs = Inputs { snapshot: receiver, addresses: addresses.clone() };
+    let inputs = Inputs { snapshot: receiver, addresses: addresses.clone(), ages: fresh() };
     let (udp_at, tcp_at) = (udp.local_addr().expect("bound"), tcp.local_addr().expect("bound"));
     let task = tokio::spawn(serve(vec![udp], vec![tcp], inputs, stop.clone()));
     Running { udp: udp_at, tcp: tcp_at, addresses, publish, stop, task }
@@ -207,7 +207,7 @@ async fn the_65th_connection_is_closed_and_a_freed_place_is_given_again() {
 async fn an_idle_connection_is_closed_after_10_seconds_and_a_busy_one_after_60() {
     let (snapshot, addresses) = world();
     let (_publish, receiver) = watch::channel(Some(Arc::new(snapshot)));
-    let inputs = Inputs { snapshot: receiver, addresses };
+    let inputs = Inputs { snapshot: receiver, addresses, ages: fresh() };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("tcp");
     let address = listener.local_addr().expect("bound");
     let mut client = TcpStream::connect(address).await.expect("connects");

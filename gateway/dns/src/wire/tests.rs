@@ -1,10 +1,14 @@
 //! Messages that are read, refused or cut.
 
-use hickory_proto::{op::Query, rr::RecordType};
+use federation_model::WhenStale;
+use hickory_proto::{
+    op::Query,
+    rr::{RecordType, rdata::opt::EdnsCode},
+};
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::world;
+use crate::testing::{fresh, heard, world};
 
 fn name(text: &str) -> Name {
     Name::from_ascii(text).expect("a name")
@@ -26,7 +30,7 @@ fn with_edns(mut message: Message, payload: u16, version: u8) -> Message {
 
 fn ask_bytes(request: &[u8], transport: Transport) -> Option<(Message, usize)> {
     let (snapshot, addresses) = world();
-    match respond(Some(&snapshot), &addresses, request, transport) {
+    match respond(Some(&snapshot), &addresses, &fresh(), request, transport) {
         Reply::Send { bytes, .. } => Some((Message::from_vec(&bytes).expect("an answer that decodes"), bytes.len())),
         Reply::Drop(_) => None,
     }
@@ -75,6 +79,38 @@ fn edns_is_answered_with_edns_and_only_then() {
     assert_eq!(edns.options().as_ref().len(), 0);
 }
 
+/// The extended error of an answer for a name, all of west's services being strict or not, and west silent or not.
+fn extended_error(name: &str, when: WhenStale, heard: Ages) -> Option<Vec<u8>> {
+    let (mut snapshot, addresses) = world();
+    let mut service = crate::testing::service(2, "payments.billing.west");
+    service.staleness.when = when;
+    snapshot.catalog.insert(service);
+    let asked = with_edns(question(name, RecordType::A), 1232, 0).to_vec().expect("encodes");
+    let Reply::Send { bytes, .. } = respond(Some(&snapshot), &addresses, &heard, &asked, Transport::Udp) else {
+        panic!("an answer")
+    };
+    let edns = Message::from_vec(&bytes).expect("decodes").edns.expect("EDNS");
+    edns.option(EdnsCode::Unknown(15)).map(|option| match option {
+        EdnsOption::Unknown(_, data) => data.clone(),
+        other => panic!("{other:?}"),
+    })
+}
+
+#[test]
+fn an_answer_past_the_lease_says_so_in_an_extended_error() {
+    let payments = "payments.billing.west.mesh.internal.";
+    for (name, when, heard, wanted) in [
+        (payments, WhenStale::Keep, heard(None), Some(vec![0, 3])),
+        (payments, WhenStale::PreferLocal, heard(None), Some(vec![0, 3])),
+        (payments, WhenStale::Deny, heard(None), Some(vec![0, 22])),
+        (payments, WhenStale::Deny, fresh(), None),
+        ("web.shop.east.mesh.internal.", WhenStale::Deny, heard(None), None),
+        ("web.shop.west.mesh.internal.", WhenStale::Deny, heard(None), None),
+    ] {
+        assert_eq!(extended_error(name, when, heard), wanted, "{name} {when}");
+    }
+}
+
 #[test]
 fn refuses_a_later_version_of_edns() {
     let reply = ask(&with_edns(question("web.shop.east.mesh.internal.", RecordType::A), 1232, 1), Transport::Udp);
@@ -92,7 +128,9 @@ fn says_nothing_to_an_answer_so_that_two_servers_cannot_play_ping_pong() {
     for own in [question("nowhere.example.", RecordType::A), question("web.shop.east.mesh.internal.", RecordType::A)] {
         let (snapshot, addresses) = world();
         let bytes = own.to_vec().expect("encodes");
-        let Reply::Send { bytes, .. } = respond(Some(&snapshot), &addresses, &bytes, Transport::Udp) else { panic!() };
+        let Reply::Send { bytes, .. } = respond(Some(&snapshot), &addresses, &fresh(), &bytes, Transport::Udp) else {
+            panic!()
+        };
         assert!(ask_bytes(&bytes, Transport::Udp).is_none());
     }
 }

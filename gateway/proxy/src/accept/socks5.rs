@@ -208,7 +208,8 @@ fn code(refusal: &Refusal) -> u8 {
         | DenialReason::WrongProof
         | DenialReason::Expired
         | DenialReason::Revoked
-        | DenialReason::NoSnapshot => reply::NOT_ALLOWED,
+        | DenialReason::NoSnapshot
+        | DenialReason::Stale => reply::NOT_ALLOWED,
         DenialReason::UnknownService if refusal.word == "wrong_port" => reply::REFUSED,
         DenialReason::UnknownService | DenialReason::Unreachable => reply::HOST_UNREACHABLE,
         DenialReason::NoInstance => reply::REFUSED,

@@ -8,7 +8,7 @@ use std::{
 
 use federation_identity::{LiveSvid, LocalSigner, Signer, Svid, SvidKey, Verifier, now, sha256, tls};
 use federation_model::{
-    Accept, AccountRef, Action, Approval, Audience, Authorizer, Body, Bundles, ClusterId, ConnectionId, Denial,
+    Accept, AccountRef, Action, Ages, Approval, Audience, Authorizer, Body, Bundles, ClusterId, ConnectionId, Denial,
     DenialReason, DestinationPattern, FederationId, InstanceId, Intention, IntentionKey, Layer, Member, MemberState,
     Members, Record, RecordId, Relay, RuleState, Service, ServiceCatalog, ServiceId, ServiceRef, Snapshot,
     SourcePattern, Timestamp, TrustDomain, VerifiedPeer,
@@ -18,6 +18,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinHandle,
+    time::Instant,
 };
 
 use crate::{
@@ -110,6 +111,7 @@ impl World {
             port: 8080,
             accounts: vec![account],
             exported: true,
+            staleness: Default::default(),
         }
     }
 
@@ -177,6 +179,7 @@ pub(crate) fn registered(registry: &Arc<Connections>) -> Registered {
         session: None,
         rule: RecordId { writer: world.id("west"), audience: Audience::Law, epoch: 1, seq: 1, digest: sha256(b"rule") },
         policy: 1,
+        lease: None,
         deadline: Timestamp::MAX,
         now: now(),
         heading: None,
@@ -256,6 +259,8 @@ pub(crate) struct Node {
     pub(crate) snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     pub(crate) svid: LiveSvid,
     pub(crate) audit: Arc<Audit>,
+    /// When the other cluster was last heard.
+    pub(crate) heard: Arc<Mutex<Option<Instant>>>,
     pub(crate) enforcer: JoinHandle<()>,
 }
 
@@ -276,13 +281,7 @@ enum Place {
 }
 
 fn unreachable(leave: Leave<'_>, route: &Route, reason: DenialReason) -> Denial {
-    Denial {
-        reason,
-        source: Some(leave.source().clone()),
-        destination: route.service.name.to_string(),
-        rule: None,
-        rule_text: None,
-    }
+    Denial::without_rule(reason, Some(leave.source()), &route.service.name)
 }
 
 impl Dial for Place {
@@ -452,8 +451,11 @@ fn node(world: &World, cluster: &str, svid: LiveSvid, place: Place, limits: Limi
     let place = Arc::new(place);
     let audit = Arc::new(Audit::default());
     let (snapshot, seen) = watch::channel(Some(Arc::new(world.snapshot(cluster, 1, ALLOW))));
+    let heard = Arc::new(Mutex::new(Some(Instant::now())));
+    let asked = heard.clone();
     let proxy = Proxy::new(Inputs {
         snapshot: seen,
+        ages: Ages::new(move |_| asked.lock().unwrap().map(|heard| heard.elapsed())),
         verifier: world.verifier(),
         svid: svid.clone(),
         dial: place.clone(),
@@ -464,7 +466,7 @@ fn node(world: &World, cluster: &str, svid: LiveSvid, place: Place, limits: Limi
     });
     let enforced = proxy.clone();
     let enforcer = tokio::spawn(async move { enforced.run_enforcer().await });
-    Node { proxy, snapshot, svid, audit, enforcer }
+    Node { proxy, snapshot, svid, audit, heard, enforcer }
 }
 
 /// Two ends of a TCP connection.

@@ -1,10 +1,12 @@
 //! Any record there and back, and any bytes at all.
 
+use std::time::Duration;
+
 use federation_model::{
     ACCOUNTS_MAX, Accept, AccountRef, Action, Admission, Approval, Audience, Body, Candidate, ClusterId,
     DestinationPattern, Digest, ENDPOINTS_MAX, Eviction, Export, FederationId, Head, Intention, IntentionKey, Label,
     Layer, MemberTerms, Record, RecordId, Relay, ReplicationKey, Revocation, RuleState, SealingKey, SourcePattern,
-    Stance, Timestamp, TrustBundle, Vector,
+    Staleness, Stance, Timestamp, TrustBundle, Vector, WhenStale,
 };
 use proptest::{
     collection::{btree_map, btree_set, vec},
@@ -81,6 +83,11 @@ fn candidates() -> impl Strategy<Value = Candidate> {
         })
 }
 
+fn stalenesses() -> impl Strategy<Value = Staleness> {
+    let whens = proptest::sample::select(vec![WhenStale::Keep, WhenStale::PreferLocal, WhenStale::Deny]);
+    (whens, 1..=86_400_000_u64).prop_map(|(when, lease)| Staleness { when, lease: Duration::from_millis(lease) })
+}
+
 fn bodies() -> impl Strategy<Value = Body> {
     let accounts = vec(("[a-z]{1,9}", "[a-z]{1,9}"), 1..=ACCOUNTS_MAX);
     prop_oneof![
@@ -113,18 +120,21 @@ fn bodies() -> impl Strategy<Value = Body> {
             |(domain, sequence, roots)| { Body::Bundle(TrustBundle { trust_domain: named(&domain), sequence, roots }) }
         ),
         intentions().prop_map(Body::Intention),
-        ("[a-z]{1,9}", "[a-z]{1,9}", 1..=u16::MAX, accounts).prop_map(|(service, namespace, port, accounts)| {
-            let account = |(account, namespace): &(String, String)| AccountRef {
-                account: named(account),
-                namespace: named(namespace),
-            };
-            Body::Service(Export {
-                service: named(&service),
-                namespace: named(&namespace),
-                port,
-                accounts: accounts.iter().map(account).collect(),
-            })
-        }),
+        ("[a-z]{1,9}", "[a-z]{1,9}", 1..=u16::MAX, accounts, stalenesses()).prop_map(
+            |(service, namespace, port, accounts, staleness)| {
+                let account = |(account, namespace): &(String, String)| AccountRef {
+                    account: named(account),
+                    namespace: named(namespace),
+                };
+                Body::Service(Export {
+                    service: named(&service),
+                    namespace: named(&namespace),
+                    port,
+                    accounts: accounts.iter().map(account).collect(),
+                    staleness,
+                })
+            }
+        ),
         ("[a-z]{1,9}", "[a-z]{1,9}").prop_map(|(service, namespace)| Body::ServiceGone {
             service: named(&service),
             namespace: named(&namespace),

@@ -108,6 +108,12 @@ impl FakeLinks {
 }
 
 impl FakeLinks {
+    /// A member was heard this long ago; its link is up all the while.
+    pub(crate) fn heard(&self, member: ClusterId, name: &str, ago: Duration) {
+        self.link(member, name, LinkPhase::Up);
+        self.states.lock().expect("lock").last_mut().expect("a link").data_age = Some(ago);
+    }
+
     /// A member says that it enforces a record.
     pub(crate) fn confirm(&self, record: RecordId, member: ClusterId) {
         self.confirmed.lock().expect("lock").entry(record).or_default().insert(member);
@@ -160,6 +166,10 @@ impl Links for FakeLinks {
 
     fn join(&self, _: String) -> BoxFuture<'_, Result<Joined, Refusal>> {
         Box::pin(async { Err(Refusal::new(Kind::State, "refused", "the issuer refused")) })
+    }
+
+    fn data_age(&self, member: &ClusterId) -> Option<Duration> {
+        self.statuses().into_iter().find(|state| state.member == *member)?.data_age
     }
 
     fn statuses(&self) -> Vec<LinkState> {
