@@ -94,7 +94,9 @@ impl Redeemer {
             match error.reason() {
                 "token_used" => return Ok(false),
                 // Of one who knows the secret these would say that the token was lost or voided.
-                "invalid_token" | "token_expired" | "token_burned" | "other_joiner" | "name_taken" => bail!("a good token was refused: {error}"),
+                "invalid_token" | "token_expired" | "token_burned" | "other_joiner" | "name_taken" => {
+                    bail!("a good token was refused: {error}")
+                }
                 _ if Instant::now() > deadline => return Err(error).context("it never heard whether it is in"),
                 _ => sleep(AGAIN).await,
             }
