@@ -1,7 +1,7 @@
 //! Every input in the fuzzers' corpora, and some thousand damaged ones, through each target: without a fuzzer, in seconds.
 //!
 //! The targets are the rooms' `fuzzing` modules; `.ci/campaign fuzz` looks for new inputs. `HANSE_BLESS=1` writes the
-//! seeds of a target into its corpus.
+//! seeds of a target into its corpus; `HANSE_DAMAGED=20000` tries so many damaged copies of each, for want of a fuzzer.
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Damaged copies of each input.
+/// Damaged copies of each input, unless `HANSE_DAMAGED` says otherwise.
 const DAMAGED: u64 = 200;
 
 type Room = (&'static str, &'static [(&'static str, fn(&[u8]))], fn(&str) -> Vec<Vec<u8>>);
@@ -72,6 +72,7 @@ fn hold(name: &str, target: fn(&[u8]), what: &str, input: &[u8]) {
 
 #[test]
 fn every_input_of_every_corpus_and_damaged_ones_keep_the_promises() {
+    let damaged = std::env::var("HANSE_DAMAGED").map_or(DAMAGED, |text| text.parse().expect("a number"));
     for (room, targets, seeds) in ROOMS {
         for (name, target) in *targets {
             if std::env::var_os("HANSE_BLESS").is_some() {
@@ -86,7 +87,7 @@ fn every_input_of_every_corpus_and_damaged_ones_keep_the_promises() {
             let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
             for (path, input) in &inputs {
                 hold(name, *target, &path.display().to_string(), input);
-                for _ in 0..DAMAGED {
+                for _ in 0..damaged {
                     hold(name, *target, "a damaged input", &damage(input, &mut seed));
                 }
             }
