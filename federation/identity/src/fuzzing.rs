@@ -139,8 +139,13 @@ pub fn bundle(data: &[u8]) {
     let ignored = verifier.publish(&bundles);
     assert!(offered - ignored.len() <= usable, "a root that is none was taken");
     let chain = ["leaf", "intermediate"].map(|name| CertificateDer::from(vector.bytes(name)));
+    // A bundle that calls the intermediate a root too shortens its own paths: they end there, in force or not.
+    let intermediate = Certificate::parse(&chain[1], 0).expect("of the vector");
+    let twin =
+        |der: &CertificateDer<'_>| Certificate::parse(der, 0).is_ok_and(|one| one.subject == intermediate.subject);
     if holds_root {
-        assert!(verifier.tls_peer(&chain, *now).is_ok(), "a root was lost beside others");
+        let shortened = chain_of(data).iter().any(twin);
+        assert!(verifier.tls_peer(&chain, *now).is_ok() || shortened, "a root was lost beside others");
     } else if verifier.tls_peer(&chain, *now).is_ok() {
         // Of a root name and key count; the intermediate is one too where a bundle says so.
         let known = ["root", "intermediate"].map(|name| vector.bytes(name));

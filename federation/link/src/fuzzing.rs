@@ -23,7 +23,7 @@ use proto::{
 };
 
 use crate::{
-    records::{Unchecked, check_all},
+    records::{Unchecked, check_in_order},
     state::State,
     tokens,
     wire::{
@@ -248,7 +248,7 @@ fn judge(message: wire_messages::Records) {
         }
     }
     let count = envelopes.len();
-    let (good, unfit) = check_all(&known.federation, envelopes);
+    let (good, unfit) = check_in_order(&known.federation, envelopes);
     assert_eq!(good.len() + unfit.len(), count, "an envelope was lost");
     assert!(!good.is_empty(), "what was good before is refused beside others");
     assert!(good.iter().all(|record| **record.raw() == *known.founding || **record.raw() == *known.rule));
