@@ -12,8 +12,11 @@ use crate::convert::{
     encode_record_checked,
 };
 
-/// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this room.
+pub const TARGETS: &[Target] = &[
     ("token", token),
     ("record", record),
     ("envelope", envelope),

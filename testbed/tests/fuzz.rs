@@ -12,7 +12,9 @@ use std::{
 /// Damaged copies of each input, unless `HANSE_DAMAGED` says otherwise.
 const DAMAGED: u64 = 200;
 
-type Room = (&'static str, &'static [(&'static str, fn(&[u8]))], fn(&str) -> Vec<Vec<u8>>);
+type Target = (&'static str, fn(&[u8]));
+/// Its folder, its targets, and the inputs from which each starts.
+type Room = (&'static str, &'static [Target], fn(&str) -> Vec<Vec<u8>>);
 
 const ROOMS: &[Room] = &[
     ("federation/model", federation_model::fuzzing::TARGETS, federation_model::fuzzing::seeds),

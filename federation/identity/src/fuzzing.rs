@@ -27,8 +27,11 @@ use crate::{
     verifier::check_root,
 };
 
-/// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this room.
+pub const TARGETS: &[Target] = &[
     ("svid", svid),
     ("svid_crafted", svid_crafted),
     ("bundle", bundle),

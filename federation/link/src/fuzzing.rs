@@ -31,9 +31,11 @@ use crate::{
     },
 };
 
-/// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] =
-    &[("session_frame", session_frame), ("records", records), ("state_row", state_row)];
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this room.
+pub const TARGETS: &[Target] = &[("session_frame", session_frame), ("records", records), ("state_row", state_row)];
 
 /// Inputs from which each target starts.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
@@ -153,10 +155,8 @@ fn meaning(frame: &Frame) {
                 let _ = federation_identity::record::check_candidate(&candidate);
             }
         }
-        Frame::Receipt(receipt) => {
-            if receipt.enforced.len() <= RECEIPT_BYTES_MAX {
-                let _ = decode_receipt(&receipt.enforced);
-            }
+        Frame::Receipt(receipt) if receipt.enforced.len() <= RECEIPT_BYTES_MAX => {
+            let _ = decode_receipt(&receipt.enforced);
         }
         Frame::Refusal(refusal) => {
             let shown = wire::printable(&refusal.detail);

@@ -11,8 +11,11 @@ use crate::{
     SourcePattern, SourceRef, SpiffeId, Timestamp, TrustDomain,
 };
 
-/// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[("spiffe_id", spiffe_id), ("reference", reference), ("endpoint", endpoint)];
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this room.
+pub const TARGETS: &[Target] = &[("spiffe_id", spiffe_id), ("reference", reference), ("endpoint", endpoint)];
 
 /// Inputs from which each target starts.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {

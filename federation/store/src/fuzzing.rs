@@ -5,8 +5,11 @@
 
 use crate::embedded::fuzzing;
 
-/// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[("store_row", store_row), ("store_head", store_head)];
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this room.
+pub const TARGETS: &[Target] = &[("store_row", store_row), ("store_head", store_head)];
 
 /// Inputs from which each target starts.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {

@@ -9,8 +9,11 @@ use serde::Deserialize;
 
 use crate::config::{Admin, ConfigError, Log, duration, parse};
 
-/// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[("config_toml", config_toml), ("config_yaml", config_yaml)];
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this room.
+pub const TARGETS: &[Target] = &[("config_toml", config_toml), ("config_yaml", config_yaml)];
 
 /// Inputs from which each target starts.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {

@@ -18,8 +18,11 @@ use crate::{
     wire::{Reply, Transport, respond},
 };
 
-/// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[("dns_query", dns_query), ("dns_name", dns_name)];
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this room.
+pub const TARGETS: &[Target] = &[("dns_query", dns_query), ("dns_name", dns_name)];
 
 /// Inputs from which each target starts.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {

@@ -20,8 +20,11 @@ use crate::{
     sni::{self, GreetingError},
 };
 
-/// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[("greeting", greeting), ("mesh_frame", mesh_frame), ("socks5", socks5)];
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this room.
+pub const TARGETS: &[Target] = &[("greeting", greeting), ("mesh_frame", mesh_frame), ("socks5", socks5)];
 
 /// Inputs from which each target starts.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
@@ -98,7 +101,7 @@ pub fn greeting(data: &[u8]) {
             // What comes behind changes nothing, and without its last byte there is no greeting.
             let mut cut = &data[..whole - 1];
             assert!(matches!(at_once(sni::read(&mut cut)), Err(GreetingError::Stream(_))));
-            let alone = at_once(sni::read(&mut &data[..whole])).ok().expect("the greeting alone");
+            let Ok(alone) = at_once(sni::read(&mut &data[..whole])) else { panic!("it is no greeting alone") };
             assert_eq!((alone.hello(), &alone.service), (hello.as_slice(), &service));
         }
         Err(error) => {

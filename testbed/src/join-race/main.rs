@@ -29,7 +29,7 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Arguments { tokens, redeemers, kill, seed } = Arguments::parse();
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     let told = World::tell(Duration::from_secs(3600), async |world| {
         let mut east = Cluster::start(world, Plan::new("east").inbound()).await?;
         let report = race::run(&mut east, Race { tokens, redeemers, kill, seed }).await?;
