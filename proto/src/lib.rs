@@ -4,6 +4,8 @@
 //! Never: stores, TLS, signatures. Generated types stop here, in `gateway/api` and in `federation/link`'s wire.
 
 pub mod convert;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 
 /// Generated code, nested as the packages are: it refers to itself by `super`.
 #[allow(unreachable_pub, reason = "generated items are public; what leaves the crate is re-exported below")]

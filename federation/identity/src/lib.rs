@@ -11,6 +11,8 @@ mod authority;
 mod certificate;
 mod csr;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod join;
 pub mod passthrough;
 pub mod receipt;
@@ -18,9 +20,10 @@ pub mod record;
 pub mod seal;
 pub mod signer;
 mod svid;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), allow(dead_code, clippy::unwrap_used, reason = "fuzzers use a part of it"))]
 mod testing;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod testing_vectors;
 pub mod tls;
 pub mod token;

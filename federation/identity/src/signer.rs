@@ -11,6 +11,8 @@
 //! harm by that.
 
 mod client;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod keys;
 mod server;
 #[cfg(test)]

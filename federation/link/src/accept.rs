@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex},
 };
 
@@ -17,6 +17,17 @@ use crate::{
     registry::lock,
     session,
 };
+
+/// Bits of an IPv6 address that its network gives to one host or site (RFC 6177): whoever has one such address has them all.
+const SITE_BITS: u32 = 64;
+
+/// Whose budget a handshake from `address` uses: the address itself, or of IPv6 its site.
+fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(six) => (six & Ipv6Addr::from_bits(u128::MAX << (128 - SITE_BITS))).into(),
+        four => four,
+    }
+}
 
 /// Handshakes under way, by address.
 #[derive(Default)]
@@ -61,7 +72,7 @@ pub(crate) async fn run(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
 
 /// Takes a turn for a connection, or sends it away.
 fn admit(shared: &Shared, pending: &Arc<Mutex<Pending>>, incoming: Incoming) -> Option<(Incoming, Turn)> {
-    let address = incoming.remote_address().ip().to_canonical();
+    let address = site(incoming.remote_address().ip());
     let limits = &shared.limits;
     let mut held = lock(pending);
     if held.all >= limits.retry_above && !incoming.remote_address_validated() {
@@ -128,5 +139,18 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, turn: Turn) {
             refused("alpn");
             connection.close(code::REFUSED, b"alpn");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn all_addresses_of_one_ipv6_site_have_one_budget() {
+        let site = |text: &str| super::site(text.parse().expect(text)).to_string();
+        assert_eq!(site("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(site("2001:db8:1:2:ffff::1"), "2001:db8:1:2::");
+        assert_ne!(site("2001:db8:1:3::1"), site("2001:db8:1:2::1"));
+        assert_eq!(site("192.0.2.7"), "192.0.2.7");
+        assert_eq!(site("::ffff:192.0.2.7"), "192.0.2.7", "the same host, whichever socket it came to");
     }
 }

@@ -18,6 +18,8 @@
 mod accept;
 mod endpoint;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod intake;
 mod join;
 mod limits;

@@ -128,7 +128,10 @@ enum Piece {
     Unchecked(Box<Unchecked>),
 }
 
-fn check_in_order(federation: &FederationId, envelopes: Vec<Arc<[u8]>>) -> (Vec<Authentic<Record>>, Vec<Unfit>) {
+pub(crate) fn check_in_order(
+    federation: &FederationId,
+    envelopes: Vec<Arc<[u8]>>,
+) -> (Vec<Authentic<Record>>, Vec<Unfit>) {
     let (mut good, mut unfit) = (Vec::with_capacity(envelopes.len()), Vec::new());
     let mut waiting = Vec::with_capacity(envelopes.len());
     for read in beside_each_other(envelopes, Unchecked::read) {

@@ -127,7 +127,7 @@ fn aad(id: &TokenId) -> Vec<u8> {
     [SEAL_PREFIX, id.0.as_slice()].concat()
 }
 
-fn read(name: &[u8], value: &[u8], revision: Revision) -> Option<Held> {
+pub(crate) fn read(name: &[u8], value: &[u8], revision: Revision) -> Option<Held> {
     let token = IssuedToken::decode(value).ok()?;
     let id = TokenId(name.try_into().ok()?);
     let joiner = token.joiner.parse().ok()?;

@@ -124,12 +124,12 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("endpoint {:?} is not host:port", text.chars().take(80).collect::<String>());
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
         let port: u16 = port.parse().map_err(|_| wrong())?;
-        let bracketed = host.starts_with('[') && host.ends_with(']');
-        let inner = host.trim_start_matches('[').trim_end_matches(']');
         let plain = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-');
-        let six = bracketed && inner.parse::<std::net::Ipv6Addr>().is_ok();
-        if text.len() > ENDPOINT_BYTES_MAX || port == 0 || !(plain || six) {
+        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let six = bracketed.is_some_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok());
+        if text.len() > ENDPOINT_BYTES_MAX || port == 0 || !digits || !(plain || six) {
             return Err(wrong());
         }
         Ok(Self(text.into()))
@@ -357,6 +357,10 @@ mod tests {
             "héte:80",
             "host:80 ",
             "[]:80",
+            // Rust reads a plus sign as part of a number; nobody else's URL does.
+            "host:+80",
+            "[[::1]]:80",
+            "[::1]]:80",
             &long,
         ] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad:?}");

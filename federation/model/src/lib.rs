@@ -77,3 +77,6 @@ mod testing;
 
 #[cfg(any(test, feature = "reference"))]
 pub mod evaluator;
+
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;

@@ -27,6 +27,8 @@ mod table;
 mod writer;
 
 pub use handle::open_sled;
+#[cfg(feature = "fuzzing")]
+pub(crate) use table::fuzzing;
 
 #[cfg(test)]
 mod tests;

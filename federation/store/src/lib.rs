@@ -18,6 +18,9 @@ mod embedded;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+
 #[cfg(feature = "sled")]
 pub use embedded::open_sled;
 pub use error::{Damage, OpenError, StoreError};

@@ -90,9 +90,14 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     if text.len() as u64 > CONFIG_BYTES_MAX {
         return Err(ConfigError::TooLarge(path.to_owned()));
     }
+    parse(path, &text)
+}
+
+/// Reads the text of the file at `path`, whose ending tells its format.
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
     let parsed = match path.extension().and_then(|ending| ending.to_str()) {
-        Some("toml") => toml::from_str(&text).map_err(|error| error.to_string()),
-        Some("yaml" | "yml") => serde_norway::from_str(&text).map_err(|error| yaml_message(&error)),
+        Some("toml") => toml::from_str(text).map_err(|error| error.to_string()),
+        Some("yaml" | "yml") => serde_norway::from_str(text).map_err(|error| yaml_message(&error)),
         _ => return Err(ConfigError::Ending(path.to_owned())),
     };
     parsed.map_err(|message| ConfigError::Parse { path: path.to_owned(), message: with_nearest_key(message) })

@@ -4,6 +4,8 @@
 //! a status page. Never: knows what the program does; other rooms count and log by name, and this one shows it.
 
 pub mod config;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod metrics;
 mod page;
 mod readiness;

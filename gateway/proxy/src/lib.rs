@@ -26,6 +26,8 @@ mod dial;
 mod enforce;
 mod events;
 pub mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod handshake;
 mod limits;
 pub mod metrics;

@@ -32,9 +32,14 @@ pub(super) fn digest(field: &'static str, bytes: &[u8]) -> Result<Digest, Conver
     fixed(field, bytes).map(Digest)
 }
 
-/// A digest that may be left out, which the model writes as zero.
+/// A digest that may be left out, which the model writes as zero. Zero itself is refused: it would be a second way to say
+/// that there is none, and what asks whether one is there would be deceived.
 pub(super) fn digest_or_zero(field: &'static str, bytes: &[u8]) -> Result<Digest, ConvertError> {
-    if bytes.is_empty() { Ok(Digest::ZERO) } else { digest(field, bytes) }
+    match bytes {
+        [] => Ok(Digest::ZERO),
+        bytes if bytes.iter().all(|byte| *byte == 0) => Err(ConvertError::value(field, "a digest of zeros")),
+        bytes => digest(field, bytes),
+    }
 }
 
 /// The wire form of [`digest_or_zero`].

@@ -358,6 +358,18 @@ fn a_wrong_field_is_named() {
     }
 }
 
+#[test]
+fn a_digest_of_zeros_is_no_second_way_to_say_none() {
+    for field in ["record.previous", "record.federation"] {
+        let error = changed_sample("rule-allow", |record| {
+            let place = if field == "record.previous" { &mut record.previous } else { &mut record.federation };
+            *place = vec![0; 32];
+        });
+        let error = error.expect_err("it would be written without one, and then not be read");
+        assert_eq!((error.field(), error.reason()), (field, "value"));
+    }
+}
+
 fn scope(record: &mut wire::Record) -> &mut wire::Scope {
     record.scope.as_mut().expect("rule")
 }

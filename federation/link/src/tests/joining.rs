@@ -20,21 +20,25 @@ use crate::{
 };
 
 /// A joiner that speaks the protocol by hand.
-struct Joiner {
+pub(super) struct Joiner {
     disk: Disk,
     connection: quinn::Connection,
     _endpoint: quinn::Endpoint,
 }
 
 impl Joiner {
-    async fn dial(disk: Disk, issuer: &Cluster, token: &JoinToken) -> Self {
+    pub(super) async fn dial(disk: Disk, issuer: &Cluster, token: &JoinToken) -> Self {
         let joiner = Self::try_dial(disk, issuer, token).await.expect("handshake");
         // In TLS 1.3 the client is done first: whoever comes to know more members meanwhile may judge it otherwise.
         until("the issuer judged the handshake", || joiner.connection.stats().frame_rx.handshake_done > 0).await;
         joiner
     }
 
-    async fn try_dial(disk: Disk, issuer: &Cluster, token: &JoinToken) -> Result<Self, quinn::ConnectionError> {
+    pub(super) async fn try_dial(
+        disk: Disk,
+        issuer: &Cluster,
+        token: &JoinToken,
+    ) -> Result<Self, quinn::ConnectionError> {
         let live = LiveSvid::new();
         live.set(disk.svid(Duration::from_secs(600)));
         let tls = tls::join_client(&live, token.issuer_pin, token.issuer_trust_domain.clone()).expect("config");
@@ -45,7 +49,7 @@ impl Joiner {
         Ok(Self { disk, connection, _endpoint: socket })
     }
 
-    fn request(&self, token: &JoinToken) -> JoinRequest {
+    pub(super) fn request(&self, token: &JoinToken) -> JoinRequest {
         let candidate = encode_candidate(&self.disk.signer.candidate());
         let exporter = endpoint::exporter(&self.connection, tls::EXPORTER_JOIN).expect("exporter");
         let key = ProofKey::derive(&token.secret);
@@ -60,7 +64,7 @@ impl Joiner {
     }
 
     /// Sends a request; the answer, or reason and detail of the refusal.
-    async fn ask(&self, request: JoinRequest) -> Result<JoinAnswer, (String, String)> {
+    pub(super) async fn ask(&self, request: JoinRequest) -> Result<JoinAnswer, (String, String)> {
         let (mut send, mut receive) = self.connection.open_bi().await.expect("stream");
         wire::write(&mut send, Frame::JoinRequest(request)).await.expect("sent");
         match wire::read(&mut receive, wire::FRAME_BYTES_MAX).await.expect("an answer") {
@@ -85,7 +89,7 @@ async fn try_join(disk: Disk, issuer: &Cluster, token: &JoinToken) -> Result<Joi
     joiner.ask(request).await
 }
 
-async fn token(issuer: &Cluster, joiner: &str) -> JoinToken {
+pub(super) async fn token(issuer: &Cluster, joiner: &str) -> JoinToken {
     parse_join_token(&issuer.token_for(joiner).await).expect("a token")
 }
 
@@ -96,7 +100,7 @@ async fn state(issuer: &Cluster, token: &JoinToken) -> TokenState {
 
 const GENERIC: (&str, &str) = ("invalid_token", "the token is not valid here");
 
-fn is_generic(refused: &(String, String)) -> bool {
+pub(super) fn is_generic(refused: &(String, String)) -> bool {
     (refused.0.as_str(), refused.1.as_str()) == GENERIC
 }
 

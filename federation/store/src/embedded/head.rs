@@ -112,6 +112,12 @@ impl Head {
         Ok(())
     }
 
+    /// The same file, read again.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn reread(self, sealer: &Sealer) -> Found {
+        Self::read(self.file, sealer).unwrap_or(Found::Unreadable("it cannot be read"))
+    }
+
     /// How often it was written.
     #[cfg(test)]
     pub(super) fn turn(&self) -> u64 {

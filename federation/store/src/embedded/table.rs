@@ -6,6 +6,9 @@
 //! 02 revision position number further parts of a value that is longer than one part
 //! ```
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Damage, Key, Kind, Revision, Row};

@@ -11,7 +11,7 @@ use std::{
 
 use federation_model::{Denial, DenialReason, ServiceRef};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
@@ -127,8 +127,8 @@ pub(crate) async fn serve(
 }
 
 /// The whole dialogue up to the request. Reads not one byte more than it has.
-async fn ask(
-    client: &mut TcpStream,
+pub(crate) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
+    client: &mut S,
     lookup: impl Fn(Ipv4Addr) -> Option<ServiceRef>,
 ) -> Result<(ServiceRef, u16), SocksError> {
     let version = client.read_u8().await?;

@@ -1,0 +1,4 @@
+//! See `federation_identity::fuzzing::bundle`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| federation_identity::fuzzing::bundle(data));

@@ -1,0 +1,4 @@
+//! See `federation_identity::fuzzing::signer`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| federation_identity::fuzzing::signer(data));

@@ -1,0 +1,4 @@
+//! See `gateway_dns::fuzzing::dns_name`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| gateway_dns::fuzzing::dns_name(data));
