@@ -80,6 +80,10 @@ impl Store for Hanging {
         self.store.list(kind, prefix)
     }
 
+    fn all(&self) -> BoxFuture<'_, Result<(Revision, Vec<Row>), StoreError>> {
+        self.store.all()
+    }
+
     fn apply(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<Revision, StoreError>> {
         Box::pin(async move {
             let _open = self.gate.lock().await;

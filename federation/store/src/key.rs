@@ -221,6 +221,15 @@ pub fn record_prefix(writer: &ClusterId, audience: &Audience) -> Vec<u8> {
     prefix
 }
 
+/// Writer and epoch of the record whose row has this name; `None` if it is no such name.
+pub fn record_epoch(name: &[u8]) -> Option<(ClusterId, u64)> {
+    let writer = ClusterId::try_from(name.get(..32)?).ok()?;
+    // Behind the audience: epoch, sequence number, digest.
+    let (_, place) = name.get(33..)?.split_last_chunk::<48>()?;
+    let (epoch, _) = place.split_first_chunk::<8>()?;
+    Some((writer, u64::from_be_bytes(*epoch)))
+}
+
 #[cfg(test)]
 mod tests {
     use federation_model::Digest;
@@ -241,6 +250,16 @@ mod tests {
             .map(|(epoch, seq)| record_key(&place(Audience::Law, epoch, seq)).name)
             .into();
         assert!(names.is_sorted(), "{names:?}");
+    }
+
+    #[test]
+    fn writer_and_epoch_are_read_back_from_a_name() {
+        for audience in [Audience::Law, Audience::All, Audience::Member(id(2))] {
+            let name = record_key(&place(audience, 7, 9)).name;
+            assert_eq!(record_epoch(&name), Some((id(1), 7)));
+            assert_eq!(record_epoch(&name[..80]), None);
+        }
+        assert_eq!(record_epoch(b""), None);
     }
 
     #[test]

@@ -358,6 +358,10 @@ impl Store for Slow {
         self.0.list(kind, prefix)
     }
 
+    fn all(&self) -> BoxFuture<'_, Result<(Revision, Vec<Row>), StoreError>> {
+        self.0.all()
+    }
+
     fn apply(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<Revision, StoreError>> {
         self.0.apply(changes)
     }
