@@ -175,6 +175,8 @@ pub struct Writer {
     key: LessSafeKey,
     running: digest::Context,
     number: u64,
+    /// Bytes of the head.
+    head: u64,
     /// Content that waits for a chunk to be full.
     waiting: Zeroizing<Vec<u8>>,
 }
@@ -203,8 +205,15 @@ impl Writer {
         let key = file_key(key, &head).ok_or(SignerError::Unreadable)?;
         let mut running = digest::Context::new(&digest::SHA256);
         running.update(&head);
+        let bytes = head.len() as u64;
         out.extend(head);
-        Ok(Self { key, running, number: 0, waiting: Zeroizing::new(Vec::with_capacity(CHUNK_BYTES)) })
+        Ok(Self { key, running, number: 0, head: bytes, waiting: Zeroizing::new(Vec::with_capacity(CHUNK_BYTES)) })
+    }
+
+    /// Bytes of the whole file with so many bytes of content.
+    pub fn file_bytes(&self, content: u64) -> u64 {
+        let chunks = content.div_ceil(CHUNK_BYTES as u64).max(1);
+        self.head + content + chunks * (FRAME_BYTES + TAG_BYTES) as u64 + SIGNATURE_BYTES as u64
     }
 
     /// Takes more content; whole chunks are appended to `out`.

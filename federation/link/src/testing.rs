@@ -157,6 +157,7 @@ pub(crate) fn options(disk: &Disk, live: &LiveSvid, setup: &Setup) -> Options {
         terms: setup.terms.clone(),
         limits: setup.limits.clone(),
         seal: disk.kek.clone(),
+        epoch_floor: 1,
     }
 }
 

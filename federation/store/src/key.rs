@@ -23,7 +23,7 @@ impl Kind {
     /// Every kind, in the order of their keys.
     pub const ALL: [Self; 5] = [Self::Own, Self::Record, Self::JoinToken, Self::WorkloadToken, Self::Local];
 
-    /// The word in metrics and messages.
+    /// The word in metrics, messages and backups; never changed.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Own => "own",
@@ -32,6 +32,11 @@ impl Kind {
             Self::WorkloadToken => "workload_token",
             Self::Local => "local",
         }
+    }
+
+    /// The kind of this word.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
     /// Place in [`Kind::ALL`].

@@ -1,5 +1,6 @@
 //! What an operator can do: one method a request, each in the file of its noun.
 
+mod backup;
 mod certs;
 mod checks;
 mod law;
@@ -150,6 +151,13 @@ impl Manage for Service {
     async fn abort_rotation(&self, request: Request<wire::AbortRotationRequest>) -> Reply<wire::RotationReply> {
         let author = author(&request).await?;
         Ok(Response::new(self.0.abort_rotation(author).await?))
+    }
+
+    type CreateBackupStream = backup::Pieces;
+
+    async fn create_backup(&self, request: Request<wire::CreateBackupRequest>) -> Reply<backup::Pieces> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.create_backup(author).await?))
     }
 
     async fn check(&self, _: Request<wire::CheckRequest>) -> Reply<wire::CheckReply> {

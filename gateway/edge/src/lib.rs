@@ -8,10 +8,12 @@
 
 mod app;
 mod backend;
+pub mod backup;
 pub mod config;
 mod confine;
 mod dial;
 mod keys;
+mod metrics;
 mod page;
 mod relays;
 mod rotation;

@@ -17,9 +17,11 @@ fn signer(name: &str) -> LocalSigner {
 fn written(signer: &LocalSigner, key: &[u8; 32], content: &[u8]) -> Vec<u8> {
     let mut file = Vec::new();
     let mut writer = Writer::new(key, &signer.candidate(), now(), &mut file).expect("begun");
+    let foretold = writer.file_bytes(content.len() as u64);
     // In pieces that are no chunks.
     content.chunks(1000).for_each(|piece| writer.push(piece, &mut file));
     writer.finish(signer, &mut file).expect("signed");
+    assert_eq!(foretold, file.len() as u64);
     file
 }
 

@@ -123,7 +123,7 @@ impl World {
         let edge = domain.edge(&"west".parse().expect("name"));
         svid::issue(signer.as_ref(), &edge, TTL, &live).expect("an SVID");
         let (store_too, ground) = (Arc::clone(&store), Arc::clone(&fake) as Arc<dyn Ground>);
-        let inputs = Inputs { signer, store, ground, live, edge, svid_ttl: TTL };
+        let inputs = Inputs { signer, store, ground, live, edge, svid_ttl: TTL, sequence_floor: 0 };
         Self { store: store_too, fake, rotation: Rotation::new(inputs), _served: served }
     }
 
