@@ -96,7 +96,8 @@ impl Ledger {
         row.epoch = row.epoch.max(floor);
         loop {
             let held = records.borrow_and_update().clone();
-            if held.removed() != removed {
+            // Fewer than before: of another federation.
+            if held.removed() != removed || held.next() < seen {
                 (seen, removed) = (0, held.removed());
             }
             note(&mut row, &link.own(), &held, seen);
