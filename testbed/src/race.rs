@@ -81,6 +81,7 @@ impl Redeemer {
             terms: MemberTerms::default(),
             limits: Limits::default(),
             seal: Arc::new(Kek::generate()),
+            epoch_floor: 1,
         };
         let (link, incoming) = Link::open(options).await?;
         Ok(Self { link, _incoming: incoming })

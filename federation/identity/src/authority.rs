@@ -145,6 +145,12 @@ pub trait Signer: Send + Sync {
     /// There is no signer to ask, or it was asked too often.
     fn sign_receipt(&self, receipt: &[u8]) -> Result<[u8; 64], SignerError>;
 
+    /// Ed25519 over "hanse-backup-v1" ‖ 0x00 ‖ the digest `backup`.
+    ///
+    /// # Errors
+    /// There is no signer to ask, or it was asked too often.
+    fn sign_backup(&self, backup: &Digest) -> Result<[u8; 64], SignerError>;
+
     /// Opens what another sealed to this cluster's sealing key with [`crate::seal::seal_to`].
     ///
     /// # Errors
@@ -330,6 +336,10 @@ impl Signer for LocalSigner {
 
     fn sign_record(&self, record: &[u8]) -> Result<[u8; 64], SignerError> {
         Ok(self.signature(&crate::record::signed_bytes(record)))
+    }
+
+    fn sign_backup(&self, backup: &Digest) -> Result<[u8; 64], SignerError> {
+        Ok(self.signature(&crate::backup::signed_bytes(backup)))
     }
 
     fn sign_receipt(&self, receipt: &[u8]) -> Result<[u8; 64], SignerError> {

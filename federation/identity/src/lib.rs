@@ -8,6 +8,7 @@
 //! [`Authentic`]: federation_model::Authentic
 
 mod authority;
+pub mod backup;
 mod certificate;
 mod csr;
 mod error;
@@ -76,7 +77,12 @@ fn finish(context: digest::Context) -> Digest {
 
 /// Who a cluster is: SHA-256("hanse-cluster-v1" ‖ 0x00 ‖ SHA-256(root DER) ‖ replication key).
 pub fn cluster_id(root_der: &[u8], key: &ReplicationKey) -> ClusterId {
-    ClusterId::from_digest(sha256_of(&[b"hanse-cluster-v1\0", &sha256(root_der).0, &key.0]))
+    cluster_id_of(&sha256(root_der), key)
+}
+
+/// The same from the digest of the root.
+fn cluster_id_of(root: &Digest, key: &ReplicationKey) -> ClusterId {
+    ClusterId::from_digest(sha256_of(&[b"hanse-cluster-v1\0", &root.0, &key.0]))
 }
 
 /// The federation that a founding record founds: the digest of that record's bytes.

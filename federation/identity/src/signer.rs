@@ -58,11 +58,13 @@ pub enum Verb {
     Ping,
     /// Sealed keys in, the same after a step of a rotation out; they are taken up by opening them.
     Rotate,
+    /// A signature over a backup.
+    SignBackup,
 }
 
 impl Verb {
     /// Every verb, in the order of its number.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Start,
         Self::Make,
         Self::Open,
@@ -72,6 +74,7 @@ impl Verb {
         Self::Unseal,
         Self::Ping,
         Self::Rotate,
+        Self::SignBackup,
     ];
 
     /// Short fixed word.
@@ -86,6 +89,7 @@ impl Verb {
             Self::Unseal => "unseal",
             Self::Ping => "ping",
             Self::Rotate => "rotate",
+            Self::SignBackup => "sign_backup",
         }
     }
 
@@ -94,7 +98,7 @@ impl Verb {
     /// in a second.
     pub const fn per_second(self) -> u32 {
         match self {
-            Self::Start | Self::Make | Self::Open | Self::Rotate => 5,
+            Self::Start | Self::Make | Self::Open | Self::Rotate | Self::SignBackup => 5,
             Self::SignSvid | Self::SignReceipt | Self::Unseal => 1_000,
             Self::SignRecord => 20_000,
             Self::Ping => 100,

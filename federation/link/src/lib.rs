@@ -94,6 +94,8 @@ pub struct Options {
     pub limits: Limits,
     /// Seals the keys of join tokens.
     pub seal: Arc<Kek>,
+    /// Lowest epoch in which this cluster writes: 1, or what was set aside when its store was restored.
+    pub epoch_floor: u64,
 }
 
 /// What comes in from members.
@@ -134,6 +136,7 @@ pub(crate) struct Shared {
     terms: MemberTerms,
     limits: Limits,
     seal: Arc<Kek>,
+    epoch_floor: u64,
     transport: Arc<quinn::TransportConfig>,
     accepting: Option<quinn::Endpoint>,
     dialling: quinn::Endpoint,

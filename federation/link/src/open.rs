@@ -45,7 +45,7 @@ pub(crate) async fn open(options: Options) -> Result<(Link, Incoming), LinkError
     let terms = terms(&options, listening);
     let own = options.candidate.id;
     let clock = tokens::remembered_clock(options.store.as_ref()).await?.max(now());
-    let Options { store, signer, candidate, live_svid, verifier, limits, seal, .. } = options;
+    let Options { store, signer, candidate, live_svid, verifier, limits, seal, epoch_floor, .. } = options;
     let shared = Arc::new(Shared {
         own,
         joins: Semaphore::new(limits.joins_max),
@@ -58,6 +58,7 @@ pub(crate) async fn open(options: Options) -> Result<(Link, Incoming), LinkError
         terms,
         limits,
         seal,
+        epoch_floor,
         transport,
         accepting: accepting.clone(),
         dialling,
@@ -130,6 +131,7 @@ async fn load(shared: &Shared) -> Result<Replica, LinkError> {
         return Err(LinkError::OtherCluster { found: state.own, own: shared.own });
     }
     let mut replica = Replica::new(shared.own, state.federation);
+    replica.set_floor(shared.epoch_floor);
     let records = stored(shared, &state.federation).await?;
     if !records.iter().any(|record| matches!(record.value().body, Body::Founding(_))) {
         return Err(LinkError::NoFounding { federation: state.federation.to_string() });

@@ -387,6 +387,8 @@ impl Driver {
     /// Gives up the federation that this cluster is in for that of `replica`, and says there what it said here.
     async fn move_to(&mut self, mut replica: Replica) -> Result<(), RejoinError> {
         let (own, federation) = (self.shared.own, replica.federation());
+        // It may have been there before its store was restored.
+        replica.set_floor(self.shared.epoch_floor);
         for (audience, body, author) in own_words(&self.replica) {
             let record = compose(&self.shared, &replica, audience, body, author);
             let record = record.map_err(|error| RejoinError::Records(error.to_string()))?;

@@ -80,6 +80,10 @@ impl Store for Hanging {
         self.store.list(kind, prefix)
     }
 
+    fn all(&self) -> BoxFuture<'_, Result<(Revision, Vec<Row>), StoreError>> {
+        self.store.all()
+    }
+
     fn apply(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<Revision, StoreError>> {
         Box::pin(async move {
             let _open = self.gate.lock().await;
@@ -153,6 +157,7 @@ pub(crate) fn options(disk: &Disk, live: &LiveSvid, setup: &Setup) -> Options {
         terms: setup.terms.clone(),
         limits: setup.limits.clone(),
         seal: disk.kek.clone(),
+        epoch_floor: 1,
     }
 }
 

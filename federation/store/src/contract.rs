@@ -26,6 +26,7 @@ pub async fn run(make: impl AsyncFn() -> Shared) {
     of_many_that_swap_one_wins(make().await).await;
     concurrent_writers_lose_nothing(make().await).await;
     any_history_gives_what_a_map_would(make().await).await;
+    all_rows_are_of_one_moment(make().await).await;
 }
 
 fn key(name: impl Into<Vec<u8>>) -> Key {
@@ -235,6 +236,32 @@ async fn concurrent_writers_lose_nothing(store: Shared) {
     all.sort();
     all.dedup();
     assert_eq!(all.len(), 200, "two applies had one revision");
+}
+
+async fn all_rows_are_of_one_moment(store: Shared) {
+    assert_eq!(store.all().await, Ok((Revision(0), Vec::new())));
+    // Each apply writes its number under every kind: rows of two moments would differ.
+    let writer = {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move {
+            for number in 0..200_u32 {
+                let changes = Kind::ALL.map(|kind| Change::put(Key::new(kind, "n"), number.to_be_bytes()));
+                store.apply(changes.to_vec()).await.expect("apply");
+            }
+        })
+    };
+    while !writer.is_finished() {
+        let (revision, rows) = store.all().await.expect("all");
+        assert!(rows.iter().all(|row| row.value == rows[0].value && row.revision == revision), "{rows:?}");
+        tokio::task::yield_now().await;
+    }
+    writer.await.expect("writer");
+    let (revision, rows) = store.all().await.expect("all");
+    assert_eq!(revision, Revision(200));
+    assert_eq!(rows.iter().map(|row| row.key.kind).collect::<Vec<_>>(), Kind::ALL);
+    for (row, kind) in rows.iter().zip(Kind::ALL) {
+        assert_eq!(list(&store, kind, b"").await, [row.clone()]);
+    }
 }
 
 async fn any_history_gives_what_a_map_would(store: Shared) {

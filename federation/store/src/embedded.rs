@@ -10,6 +10,7 @@
 //!   rows/            sled's directory                                                   (engine.rs)
 //!     rows: MAC over key, revision and value  (seal.rs);  index and manifest            (table.rs)
 //!   rows.new/        a store being made; removed at the next start
+//! <path>.restoring/  a store being made from rows of elsewhere, renamed when it is whole  (fresh.rs)
 //! ```
 //!
 //! The engine (sled) can lose rows without an error when its file is damaged, and falls back to an earlier state when
@@ -19,6 +20,7 @@
 
 mod directory;
 mod engine;
+mod fresh;
 mod handle;
 mod head;
 mod open;
@@ -26,6 +28,7 @@ mod seal;
 mod table;
 mod writer;
 
+pub use fresh::NewStore;
 pub use handle::open_sled;
 #[cfg(feature = "fuzzing")]
 pub(crate) use table::fuzzing;

@@ -120,6 +120,8 @@ pub enum OpenError {
     WrongKey { path: PathBuf },
     #[error("store {path} is damaged and cannot be opened ({detail}): restore it, or move it aside and join again")]
     Damaged { path: PathBuf, detail: String },
+    #[error("{path} holds something already, and a store is only made where nothing is: move it aside first")]
+    NotEmpty { path: PathBuf },
     #[error("store {path}: {detail}")]
     Io { path: PathBuf, detail: String },
 }
@@ -133,6 +135,7 @@ impl OpenError {
             Self::Filesystem { .. } => "filesystem",
             Self::WrongKey { .. } => "wrong_key",
             Self::Damaged { .. } => "damaged",
+            Self::NotEmpty { .. } => "not_empty",
             Self::Io { .. } => "io",
         }
     }

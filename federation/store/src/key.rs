@@ -23,7 +23,7 @@ impl Kind {
     /// Every kind, in the order of their keys.
     pub const ALL: [Self; 5] = [Self::Own, Self::Record, Self::JoinToken, Self::WorkloadToken, Self::Local];
 
-    /// The word in metrics and messages.
+    /// The word in metrics, messages and backups; never changed.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Own => "own",
@@ -32,6 +32,11 @@ impl Kind {
             Self::WorkloadToken => "workload_token",
             Self::Local => "local",
         }
+    }
+
+    /// The kind of this word.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
     /// Place in [`Kind::ALL`].
@@ -221,6 +226,15 @@ pub fn record_prefix(writer: &ClusterId, audience: &Audience) -> Vec<u8> {
     prefix
 }
 
+/// Writer and epoch of the record whose row has this name; `None` if it is no such name.
+pub fn record_epoch(name: &[u8]) -> Option<(ClusterId, u64)> {
+    let writer = ClusterId::try_from(name.get(..32)?).ok()?;
+    // Behind the audience: epoch, sequence number, digest.
+    let (_, place) = name.get(33..)?.split_last_chunk::<48>()?;
+    let (epoch, _) = place.split_first_chunk::<8>()?;
+    Some((writer, u64::from_be_bytes(*epoch)))
+}
+
 #[cfg(test)]
 mod tests {
     use federation_model::Digest;
@@ -241,6 +255,16 @@ mod tests {
             .map(|(epoch, seq)| record_key(&place(Audience::Law, epoch, seq)).name)
             .into();
         assert!(names.is_sorted(), "{names:?}");
+    }
+
+    #[test]
+    fn writer_and_epoch_are_read_back_from_a_name() {
+        for audience in [Audience::Law, Audience::All, Audience::Member(id(2))] {
+            let name = record_key(&place(audience, 7, 9)).name;
+            assert_eq!(record_epoch(&name), Some((id(1), 7)));
+            assert_eq!(record_epoch(&name[..80]), None);
+        }
+        assert_eq!(record_epoch(b""), None);
     }
 
     #[test]

@@ -22,9 +22,9 @@ pub mod contract;
 pub mod fuzzing;
 
 #[cfg(feature = "sled")]
-pub use embedded::open_sled;
+pub use embedded::{NewStore, open_sled};
 pub use error::{Damage, OpenError, StoreError};
-pub use key::{Change, Expect, Key, Kind, Revision, Row, record_key, record_prefix};
+pub use key::{Change, Expect, Key, Kind, Revision, Row, record_epoch, record_key, record_prefix};
 pub use memory::memory;
 pub use metrics::describe as describe_metrics;
 pub use store::{APPLY_BYTES_MAX, CHANGES_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX};

@@ -79,6 +79,18 @@ impl Store for Memory {
         })
     }
 
+    fn all(&self) -> BoxFuture<'_, Result<(Revision, Vec<Row>), StoreError>> {
+        Box::pin(async move {
+            let state = self.state();
+            let rows = state.rows.iter().map(|(key, (revision, value))| Row {
+                key: key.clone(),
+                value: value.clone(),
+                revision: *revision,
+            });
+            Ok((state.revision, rows.collect()))
+        })
+    }
+
     fn apply(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<Revision, StoreError>> {
         Box::pin(async move { self.state().apply(changes) })
     }

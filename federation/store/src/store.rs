@@ -33,6 +33,13 @@ pub trait Store: Send + Sync + 'static {
     /// As [`Store::get`]: never a part of the rows.
     fn list<'a>(&'a self, kind: Kind, prefix: &'a [u8]) -> BoxFuture<'a, Result<Vec<Row>, StoreError>>;
 
+    /// Every row of every kind as of one moment, in the order of keys, and the revision of that moment. No apply is
+    /// between two of them.
+    ///
+    /// # Errors
+    /// Any damage: a copy of a damaged store is none. A store that cannot be read now.
+    fn all(&self) -> BoxFuture<'_, Result<(Revision, Vec<Row>), StoreError>>;
+
     /// Makes all changes or none; they are on the disk when it returns. No changes: the current revision.
     ///
     /// # Errors

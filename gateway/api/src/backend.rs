@@ -6,7 +6,7 @@ use federation_model::{
     Audience, Body, ClusterId, ClusterName, ConnectionId, Digest, Endpoint, Enforcement, MemberState, RecordId,
     Records, Snapshot, SpiffeId, Timestamp, TokenId, VerifiedPeer,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::Refusal;
 
@@ -259,11 +259,35 @@ pub trait System: Send + Sync + 'static {
     /// There is none, or the new root signs already.
     fn abort_rotation(&self, author: String) -> BoxFuture<'_, Result<Rotation, Refusal>>;
 
+    /// A sealed copy of the whole store as of this moment.
+    ///
+    /// # Errors
+    /// The store is damaged or cannot be read, or another copy is being made.
+    fn backup(&self) -> BoxFuture<'_, Result<Backup, Refusal>>;
+
     /// What a person should know, each one sentence: damaged rows, alarms. Empty when all is well.
     fn problems(&self) -> Vec<String>;
 
     /// The program's own checks: store, listeners, keys.
     fn checks(&self) -> BoxFuture<'_, Vec<Check>>;
+}
+
+/// A backup as it is made.
+#[derive(Debug)]
+pub struct Backup {
+    pub summary: BackupSummary,
+    /// The file, piece by piece, each at most half a MiB; it is whole only if the last one is no refusal.
+    pub pieces: mpsc::Receiver<Result<Vec<u8>, Refusal>>,
+}
+
+/// What a backup will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackupSummary {
+    /// The moment that it shows.
+    pub created_at: Timestamp,
+    pub rows: u64,
+    /// Size of the file.
+    pub bytes: u64,
 }
 
 /// How far a rotation of the root is.

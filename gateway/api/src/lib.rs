@@ -22,8 +22,8 @@ mod tokens;
 mod workload;
 
 pub use backend::{
-    BoxFuture, Certificate, Check, CheckState, Connections, Departed, Direction, IssuedToken, Joined, LinkPhase,
-    LinkState, Links, Probed, Rotation, RotationPhase, System, TokenState, TokenSummary,
+    Backup, BackupSummary, BoxFuture, Certificate, Check, CheckState, Connections, Departed, Direction, IssuedToken,
+    Joined, LinkPhase, LinkState, Links, Probed, Rotation, RotationPhase, System, TokenState, TokenSummary,
 };
 pub use connection::{CONNECTIONS_MAX, Peer, STRANGER_LIMIT};
 pub use discovery::{SERVES_MAX, SERVICES_MAX, SUBSCRIBE_LIMIT};

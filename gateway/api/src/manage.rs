@@ -1,5 +1,6 @@
 //! What an operator can do: one method a request, each in the file of its noun.
 
+mod backup;
 mod certs;
 mod checks;
 mod law;
@@ -169,6 +170,13 @@ impl Manage for Service {
     async fn revoke_certificate(&self, request: Request<wire::RevokeCertificateRequest>) -> Reply<wire::RevokeReply> {
         let author = author(&request).await?;
         Ok(Response::new(self.0.revoke(request.into_inner(), author).await?))
+    }
+
+    type CreateBackupStream = backup::Pieces;
+
+    async fn create_backup(&self, request: Request<wire::CreateBackupRequest>) -> Reply<backup::Pieces> {
+        let author = author(&request).await?;
+        Ok(Response::new(self.0.create_backup(author).await?))
     }
 
     async fn check(&self, _: Request<wire::CheckRequest>) -> Reply<wire::CheckReply> {

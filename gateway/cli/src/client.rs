@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use proto::manage::{self, manage_client::ManageClient};
 use tokio::net::UnixStream;
 use tonic::{
-    Code, Request, Response, Status,
+    Code, Request, Response, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
@@ -24,6 +24,8 @@ use crate::{
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long the gateway may take to answer. Joining and checking make real handshakes and get twice as long.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+/// How long a backup may take.
+const BACKUP_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// Largest reply that is read: a list of 100,000 intentions fits.
 pub const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Longest message of the gateway that is shown.
@@ -335,6 +337,12 @@ impl Client {
             account: account.unwrap_or_default().into(),
         };
         Ok(self.0.clone().lookup_dns(limited(request, REQUEST_LIMIT)).await?.into_inner())
+    }
+
+    /// A sealed copy of the whole store, piece by piece.
+    pub async fn create_backup(&self) -> Result<Streaming<manage::BackupPiece>, ClientError> {
+        let request = limited(manage::CreateBackupRequest {}, BACKUP_LIMIT);
+        Ok(self.0.clone().create_backup(request).await?.into_inner())
     }
 
     /// Diagnoses the cluster and its links.

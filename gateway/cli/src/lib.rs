@@ -16,9 +16,9 @@ mod verbs;
 
 pub use client::{Client, ClientError, REPLY_BYTES_MAX, REQUEST_LIMIT};
 pub use format::Format;
-pub use run::{run, run_as, run_on};
+pub use run::{CreateBackup, answer, create_backup, create_backup_on, run, run_as, run_on};
 pub use terminal::{TOKEN_FILE_BYTES_MAX, Terminal};
 pub use verbs::{
-    CertVerb, ClusterVerb, Globals, IntentionVerb, LinkVerb, Operator, ServiceVerb, StaleArgs, WhenStaleArg,
+    CertVerb, ClusterVerb, Globals, IntentionVerb, LinkVerb, Operator, Output, ServiceVerb, StaleArgs, WhenStaleArg,
     WorkloadVerb, command,
 };

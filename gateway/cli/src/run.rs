@@ -1,11 +1,14 @@
 //! Runs one verb: asks the gateway, prints the answer, and says with its exit code how it went.
 
+mod backup;
 mod cert;
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
+
+pub use backup::{CreateBackup, create_backup, create_backup_on};
 
 use crate::{
     Client, ClientError, Format, Globals, Operator, Terminal, exit, format, show,
@@ -34,7 +37,13 @@ pub async fn run_as(operator: Operator, globals: Globals, whole: clap::Command) 
 
 /// [`run_as`] on any streams.
 pub async fn run_on(operator: Operator, globals: Globals, whole: clap::Command, terminal: &mut Terminal<'_>) -> u8 {
-    match perform(operator, &globals, whole, terminal).await {
+    let outcome = perform(operator, &globals, whole, terminal).await;
+    told(outcome, terminal)
+}
+
+/// The exit code of an outcome; a failure is said.
+fn told(outcome: Result<u8, Failure>, terminal: &mut Terminal<'_>) -> u8 {
+    match outcome {
         Ok(code) => code,
         Err(failure) => {
             let (code, message) = match failure {
@@ -46,6 +55,15 @@ pub async fn run_on(operator: Operator, globals: Globals, whole: clap::Command, 
             code
         }
     }
+}
+
+/// Prints what another program of this executable found out, in the words of every verb. Returns the exit code.
+pub async fn answer<T: Serialize + fmt::Display>(format: Format, value: &T) -> u8 {
+    Terminal::real(async |terminal| {
+        let printed = print(terminal, Output { format }, value, |_| value.to_string());
+        told(printed.map(|()| exit::DONE), terminal)
+    })
+    .await
 }
 
 pub(crate) enum Failure {

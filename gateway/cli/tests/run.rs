@@ -8,7 +8,8 @@ use std::{
 };
 
 use clap::Parser;
-use gateway_cli::{Client, Globals, Operator, Terminal, command, run_on};
+use federation_identity::{LocalSigner, backup::Writer, now};
+use gateway_cli::{Client, CreateBackup, Globals, Operator, Terminal, command, create_backup_on, run_on};
 use proto::manage::{
     self as wire,
     manage_server::{Manage, ManageServer},
@@ -28,6 +29,8 @@ struct Gateway {
     broken: Option<(Code, &'static str)>,
     /// Whether checks and decisions say no.
     no: bool,
+    /// The pieces of a backup.
+    backup: Vec<Result<wire::BackupPiece, Status>>,
 }
 
 impl Gateway {
@@ -93,6 +96,15 @@ macro_rules! answers {
     ($($method:ident($request:ident) -> $reply:ident: $value:expr;)*) => {
         #[tonic::async_trait]
         impl Manage for Gateway {
+            type CreateBackupStream = tokio_stream::Iter<std::vec::IntoIter<Result<wire::BackupPiece, Status>>>;
+
+            async fn create_backup(
+                &self,
+                _: Request<wire::CreateBackupRequest>,
+            ) -> Result<Response<Self::CreateBackupStream>, Status> {
+                self.note(&"CreateBackup", tokio_stream::iter(self.backup.clone()))
+            }
+
             $(
                 async fn $method(&self, request: Request<wire::$request>) -> Result<Response<wire::$reply>, Status> {
                     let request = request.into_inner();
@@ -296,6 +308,97 @@ async fn run_by(asks: bool, socket: &Path, line: &str, input: &str) -> (u8, Stri
     };
     let code = run_on(operator, globals, command(), &mut terminal).await;
     (code, String::from_utf8(out).expect("utf-8"), String::from_utf8(err).expect("utf-8"))
+}
+
+/// A backup of the cluster east, and the pieces in which it comes.
+fn backup() -> (Vec<u8>, Vec<Result<wire::BackupPiece, Status>>) {
+    let (domain, name) = ("east.mesh.internal".parse().expect("domain"), "east".parse().expect("name"));
+    let (signer, _) = LocalSigner::generate(&domain, &name, now()).expect("keys");
+    let mut file = Vec::new();
+    let mut writer = Writer::new(&[7; 32], &signer.candidate(), now(), &mut file).expect("begun");
+    writer.push(&[1; 200_000], &mut file);
+    writer.finish(&signer, &mut file).expect("signed");
+    let summary = wire::BackupSummary {
+        cluster: "east".into(),
+        cluster_id: signer.candidate().id.to_string(),
+        created_at_ms: NOW_MS,
+        rows: 2,
+        bytes: file.len() as u64,
+    };
+    let first = wire::BackupPiece { summary: Some(summary), data: Vec::new() };
+    let rest = file.chunks(60_000).map(|data| Ok(wire::BackupPiece { summary: None, data: data.to_vec() }));
+    (file.clone(), [Ok(first)].into_iter().chain(rest).collect())
+}
+
+/// Runs `backup create -o FILE`: exit code and words.
+async fn create(socket: &Path, file: &Path) -> (u8, String) {
+    let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), Cursor::new(Vec::new()));
+    let mut terminal = Terminal {
+        out: &mut out,
+        err: &mut err,
+        input: &mut input,
+        asks: false,
+        colour: false,
+        now: UNIX_EPOCH + Duration::from_millis(NOW_MS),
+    };
+    let globals = Globals { socket: socket.to_owned() };
+    let code = create_backup_on(CreateBackup { file: file.to_owned() }, globals, &mut terminal).await;
+    assert_eq!(out, b"", "a backup's words are no data");
+    (code, String::from_utf8(err).expect("utf-8"))
+}
+
+#[tokio::test]
+async fn a_backup_is_a_file_of_its_own_and_overwrites_none() {
+    use std::os::unix::fs::PermissionsExt;
+    let (bytes, pieces) = backup();
+    let server = serve(Gateway { backup: pieces, ..Gateway::default() }).await;
+    let file = server.socket.with_file_name("east.hansebak");
+    let (code, words) = create(&server.socket, &file).await;
+    assert_eq!(code, 0, "{words}");
+    assert!(words.contains("east") && words.contains("2 rows") && words.contains("key file"), "{words}");
+    assert_eq!(std::fs::read(&file).expect("read"), bytes);
+    assert_eq!(file.metadata().expect("metadata").permissions().mode() & 0o777, 0o600);
+
+    let (code, words) = create(&server.socket, &file).await;
+    assert_eq!(code, 5);
+    assert!(words.contains("not overwritten") && words.contains("east.hansebak"), "{words}");
+    assert_eq!(std::fs::read(&file).expect("read"), bytes);
+}
+
+#[tokio::test]
+async fn a_backup_that_is_not_whole_leaves_no_file() {
+    let (_, pieces) = backup();
+    let changed = |change: fn(&mut Vec<Result<wire::BackupPiece, Status>>)| {
+        let mut pieces = pieces.clone();
+        change(&mut pieces);
+        pieces
+    };
+    let flip: fn(&mut Vec<Result<wire::BackupPiece, Status>>) = |pieces| {
+        if let Some(Ok(piece)) = pieces.get_mut(2) {
+            piece.data[100] ^= 1;
+        }
+    };
+    let other: fn(&mut Vec<Result<wire::BackupPiece, Status>>) = |pieces| {
+        if let Some(Ok(wire::BackupPiece { summary: Some(summary), .. })) = pieces.get_mut(0) {
+            summary.cluster_id = "ab".repeat(32);
+        }
+    };
+    for (change, code, wanted) in [
+        (changed(|pieces| drop(pieces.pop())), 5, "not whole"),
+        (changed(|pieces| pieces.truncate(1)), 5, "gave 0 bytes"),
+        (changed(|pieces| drop(pieces.remove(0))), 5, "does not begin like a backup"),
+        (changed(|pieces| pieces.push(Err(Status::unavailable("the signer is away")))), 3, "the signer is away"),
+        (changed(flip), 5, "the signature at byte"),
+        (changed(other), 5, "it is signed by cluster"),
+        (Vec::new(), 5, "does not begin like a backup"),
+    ] {
+        let server = serve(Gateway { backup: change, ..Gateway::default() }).await;
+        let file = server.socket.with_file_name("east.hansebak");
+        let (found, words) = create(&server.socket, &file).await;
+        assert_eq!(found, code, "{wanted}: {words}");
+        assert!(words.contains(wanted), "{wanted}: {words}");
+        assert!(!file.exists(), "{wanted}: a file was left");
+    }
 }
 
 #[tokio::test]

@@ -21,10 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::{Federation, Passages, Program},
+    backup,
     config::{Settings, StoreKind},
     confine,
     dial::EdgeDial,
-    freshness, keys,
+    freshness, keys, metrics,
     page::Page,
     relays::Relays,
     rotation::{self, Rotation},
@@ -68,8 +69,8 @@ async fn edge(config: &Path) -> Result<()> {
             let exporter = gateway_admin::metrics::install("gateway", env!("CARGO_PKG_VERSION"))?;
             gateway_proxy::metrics::describe();
             gateway_api::metrics::describe();
-            crate::metrics::describe();
             federation_store::describe_metrics();
+            metrics::describe();
             Some(exporter)
         }
         None => None,
@@ -88,6 +89,8 @@ async fn edge(config: &Path) -> Result<()> {
         }
     };
     let authority = keys::load_or_make(&store, &settings, &remote).await?;
+    let restored = backup::restored(store.as_ref()).await?.unwrap_or_default();
+    let epoch_floor = restored.epoch.max(1);
     let signer: Arc<dyn Signer> = Arc::clone(&remote) as _;
     let live = LiveSvid::new();
     let edge_id = settings.trust_domain.edge(&settings.cluster);
@@ -119,8 +122,17 @@ async fn edge(config: &Path) -> Result<()> {
         terms,
         limits: federation_link::Limits::default(),
         seal: Arc::new(Kek::from_bytes(*derived.token_seal)),
+        epoch_floor,
     })
     .await?;
+    if settings.store == StoreKind::Sled {
+        let ledger = backup::Ledger::new(&settings.kek_file, *derived.backup);
+        tasks.spawn(ledger.keep(link.clone(), epoch_floor, stop.clone()));
+    }
+    let backups = Arc::new(backup::Source::new(Arc::clone(&store), Arc::clone(&remote), derived.backup));
+    if let Some(config) = settings.backup.clone() {
+        tasks.spawn(backup::run_schedule(Arc::clone(&backups), settings.cluster.clone(), config, stop.clone()));
+    }
 
     // The proxy.
     let registry = Registry::new();
@@ -187,6 +199,7 @@ async fn edge(config: &Path) -> Result<()> {
         issued: issued.clone(),
         edge: edge_id.clone(),
         svid_ttl: settings.svid_ttl,
+        sequence_floor: restored.bundle_sequence,
     });
     tasks.spawn(Arc::clone(&rotation).run(stop.clone()));
     let (ttl, admin_hosts) = (settings.svid_ttl, settings.admin_hosts.clone());
@@ -197,6 +210,7 @@ async fn edge(config: &Path) -> Result<()> {
         rotation,
         live: live.clone(),
         store: Arc::clone(&store),
+        backups,
         reloaded,
     };
     let system: Arc<dyn gateway_api::System> = Arc::new(program);

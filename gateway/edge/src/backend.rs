@@ -17,7 +17,7 @@ use gateway_api::{
 use gateway_proxy::Proxy;
 use tokio::{sync::watch, time::Instant};
 
-use crate::{config::Settings, rotation::Rotation};
+use crate::{backup, config::Settings, rotation::Rotation};
 
 /// The federation, as the API sees it.
 pub(crate) struct Federation(pub(crate) Link);
@@ -226,6 +226,7 @@ pub(crate) struct Program {
     pub(crate) rotation: Arc<Rotation>,
     pub(crate) live: LiveSvid,
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) backups: Arc<backup::Source>,
     /// What a reload changed, for whoever acts on it.
     pub(crate) reloaded: watch::Sender<Option<Arc<Settings>>>,
 }
@@ -310,7 +311,13 @@ impl System for Program {
     }
 
     fn problems(&self) -> Vec<String> {
-        self.store.damaged().iter().map(ToString::to_string).collect()
+        let damaged = self.store.damaged();
+        let overdue = self.settings.backup.as_ref().and_then(|config| backup::overdue(&self.settings.cluster, config));
+        damaged.iter().map(ToString::to_string).chain(self.rotation.trouble()).chain(overdue).collect()
+    }
+
+    fn backup(&self) -> BoxFuture<'_, Result<gateway_api::Backup, Refusal>> {
+        Box::pin(self.backups.begin())
     }
 
     fn checks(&self) -> BoxFuture<'_, Vec<Check>> {
@@ -325,7 +332,8 @@ impl System for Program {
             };
             let fix = match state {
                 CheckState::Ok => String::new(),
-                _ => "stop the gateway, keep data_dir aside, and restore it from a backup".into(),
+                _ => "stop the gateway, move data_dir aside, and run `hanse backup restore` (docs/operate/backup.md)"
+                    .into(),
             };
             let subject = self.settings.data_dir.display().to_string();
             vec![Check { id: "store.rows", state, subject, detail, fix, took: start.elapsed() }]

@@ -20,6 +20,11 @@ pub const SOCKET_DEFAULT: &str = "/run/hanse/hanse.sock";
 /// Longest life of an SVID that can be configured.
 pub const SVID_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Longest time between two copies of the store that can be configured.
+pub const BACKUP_EVERY_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+/// Most copies of the store that can be kept.
+pub const BACKUPS_MAX: usize = 10_000;
+
 /// What `hanse gateway --config FILE` reads. Unknown keys are refused.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +53,8 @@ pub struct Config {
     pub admin: Admin,
     #[serde(default)]
     pub svid: SvidConfig,
+    #[serde(default)]
+    pub backup: Option<BackupConfig>,
     #[serde(default)]
     pub log: Log,
     /// Workloads that enrol by their Unix user id.
@@ -160,6 +167,28 @@ impl Default for SvidConfig {
     }
 }
 
+/// `[backup]`: copies of the store by the clock.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupConfig {
+    /// Folder of the copies; made with mode 0700. Better on another disk than `data_dir`; never where the key file is.
+    pub directory: PathBuf,
+    /// Time between two copies, 1 s to 31 d. Default 1 h.
+    #[serde(default = "hour", deserialize_with = "gateway_admin::config::duration::deserialize")]
+    pub every: Duration,
+    /// How many are kept, the newest, 1 to 10,000. Default 48.
+    #[serde(default = "keep")]
+    pub keep: usize,
+}
+
+fn hour() -> Duration {
+    Duration::from_secs(60 * 60)
+}
+
+fn keep() -> usize {
+    48
+}
+
 /// `[[workload]]`: whoever runs under `uid` on this host is this account.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -189,6 +218,7 @@ pub struct Settings {
     pub admin_listen: Option<SocketAddr>,
     pub admin_hosts: Vec<String>,
     pub svid_ttl: Duration,
+    pub backup: Option<BackupConfig>,
     pub log: Log,
     pub workloads: Vec<(u32, AccountRef)>,
 }
@@ -220,6 +250,7 @@ impl Settings {
             ("mesh", self.mesh != running.mesh),
             ("discovery", self.discovery != running.discovery),
             ("admin", self.admin_listen != running.admin_listen || self.admin_hosts != running.admin_hosts),
+            ("backup", self.backup != running.backup),
             ("svid.ttl", self.svid_ttl != running.svid_ttl),
             ("log.format", self.log.format != running.log.format),
         ];
@@ -282,7 +313,26 @@ impl Config {
             let message = format!("{} lies in data_dir: a copy of the data would hold its key", kek_file.display());
             return Err(wrong("kek_file", message));
         }
+        if let Some(backup) = &self.backup {
+            if !(Duration::from_secs(1)..=BACKUP_EVERY_MAX).contains(&backup.every) {
+                let message = format!("{} is outside 1s to 31d", humantime::format_duration(backup.every));
+                return Err(wrong("backup.every", message));
+            }
+            if !(1..=BACKUPS_MAX).contains(&backup.keep) {
+                return Err(wrong("backup.keep", format!("{} is outside 1 to {BACKUPS_MAX}", backup.keep)));
+            }
+            if kek_file.starts_with(&backup.directory) {
+                let message =
+                    format!("the key file {} lies in it: the copies would hold their key", kek_file.display());
+                return Err(wrong("backup.directory", message));
+            }
+            if backup.directory.starts_with(&self.data_dir) {
+                let message = format!("{} lies in data_dir: it would be lost with it", backup.directory.display());
+                return Err(wrong("backup.directory", message));
+            }
+        }
         Ok(Settings {
+            backup: self.backup,
             socket: self.socket.unwrap_or_else(|| SOCKET_DEFAULT.into()),
             trust_domain,
             kek_file,
@@ -339,6 +389,15 @@ mod tests {
     }
 
     #[test]
+    fn copies_by_the_clock_are_asked_for_with_a_folder_alone() {
+        let base = "cluster = \"west\"\ndata_dir = \"/d\"\nkek_file = \"/k\"\n";
+        assert_eq!(check(base).expect("settings").backup, None);
+        let settings = check(&format!("{base}[backup]\ndirectory = \"/b\"")).expect("settings");
+        let wanted = BackupConfig { directory: "/b".into(), every: Duration::from_secs(3600), keep: 48 };
+        assert_eq!(settings.backup, Some(wanted));
+    }
+
+    #[test]
     fn names_the_key_that_is_wrong() {
         let base = "cluster = \"west\"\ndata_dir = \"/d\"\n";
         for (text, wanted) in [
@@ -357,6 +416,11 @@ mod tests {
             (&format!("{base}[[workload]]\nuid = 1\naccount = \"a\"\n[[workload]]\nuid = 1\naccount = \"b\""), "twice"),
             (&format!("{base}kek_file = \"/d/kek\""), "kek_file: /d/kek lies in data_dir"),
             (&format!("{base}store = \"redis\""), "redis"),
+            (&format!("{base}[backup]\nevery = \"1h\""), "missing field `directory`"),
+            (&format!("{base}[backup]\ndirectory = \"/b\"\nevery = \"40d\""), "backup.every: 1month 9days"),
+            (&format!("{base}[backup]\ndirectory = \"/b\"\nkeep = 0"), "backup.keep: 0 is outside"),
+            (&format!("{base}[backup]\ndirectory = \"/d/backups\""), "backup.directory: /d/backups lies in data_dir"),
+            (&format!("{base}kek_file = \"/b/kek\"\n[backup]\ndirectory = \"/b\""), "backup.directory: the key file"),
         ] {
             let message = check(text).map(|_| ()).expect_err(text);
             assert!(message.contains(wanted), "{text}\n-> {message}\nwanted {wanted}");

@@ -12,7 +12,7 @@ use proto::store::OwnCluster as Row;
 use crate::config::Settings;
 
 /// Key of the one row that says who we are.
-const SELF: &[u8] = b"self";
+pub(crate) const SELF: &[u8] = b"self";
 
 /// Has the signer take up this cluster's keys, or make them for a new store.
 ///

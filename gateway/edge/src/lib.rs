@@ -8,6 +8,7 @@
 
 mod app;
 mod backend;
+pub mod backup;
 pub mod config;
 mod confine;
 mod dial;

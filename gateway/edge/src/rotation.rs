@@ -20,10 +20,15 @@ mod ground;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
-use federation_identity::{Authority, LiveSvid, RemoteSigner, RotationStage, RotationStep, SignerError, now, stranger};
+use federation_identity::{
+    Authority, LiveSvid, RemoteSigner, RotationStage, RotationStep, SignerError, now, sha256, stranger,
+};
 use federation_model::{ClusterId, Digest, Enforcement, RecordId, SpiffeId, Timestamp};
 use federation_store::{Change, Key, Kind, Store};
 use gateway_api::{Issued, Kind as Refused, Refusal, Rotation as Told, RotationPhase};
@@ -48,6 +53,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(1);
 /// How much longer than the last SVID by it the old root stays: certificates count whole seconds.
 const MARGIN: Duration = Duration::from_secs(1);
+/// How often the bundle in force is compared with the keys once the store was restored.
+const RECHECK: Duration = Duration::from_secs(2);
 /// Longest sleep when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -61,6 +68,8 @@ pub(crate) struct Inputs {
     /// The edge's own identity.
     pub(crate) edge: SpiffeId,
     pub(crate) svid_ttl: Duration,
+    /// This cluster's bundles get higher sequences than this: 0, or what was set aside when its store was restored.
+    pub(crate) sequence_floor: u64,
 }
 
 /// The rotation of the root: one at a time, one step at a time.
@@ -69,6 +78,8 @@ pub(crate) struct Rotation {
     /// Held while a step is decided and taken.
     step: Mutex<Step>,
     wake: Notify,
+    /// Why the bundle in force is left as it is.
+    trouble: std::sync::Mutex<Option<String>>,
 }
 
 /// What is known between two steps.
@@ -82,7 +93,7 @@ struct Step {
 
 impl Rotation {
     pub(crate) fn new(inputs: Inputs) -> Arc<Self> {
-        Arc::new(Self { inputs, step: Mutex::default(), wake: Notify::new() })
+        Arc::new(Self { inputs, step: Mutex::default(), wake: Notify::new(), trouble: Default::default() })
     }
 
     /// Takes every step as it falls due, until `stop`.
@@ -122,12 +133,21 @@ impl Rotation {
     async fn start_or_go_on(&self, step: &mut Step, without: Vec<ClusterId>, author: String) -> Result<(), Refusal> {
         self.take_up(step).await?;
         let left_out = without.iter().map(|id| id.as_bytes().to_vec());
+        // The operator's word stands for whatever the bundle lists and the keys do not know.
+        let held = self.row().await.map_err(internal)?.unwrap_or_default();
+        let unknown = self.unknown_roots(&held).map_err(internal)?;
+        let settled = self.authority().map_err(internal)?.stage() == RotationStage::Settled;
+        if !unknown.is_empty() && !settled {
+            let removed = held.removed.iter().chain(&unknown).cloned().collect();
+            self.keep(&Row { removed, ..held }, None).await.map_err(internal)?;
+        }
         match self.authority().map_err(internal)?.stage() {
             RotationStage::Settled => {
                 let row = Row {
                     started_at_ms: now().as_millis(),
                     author: author.clone(),
                     without: left_out.collect(),
+                    removed: unknown,
                     ..Row::default()
                 };
                 self.take(step, RotationStep::Prepare, &row).await?;
@@ -194,9 +214,12 @@ impl Rotation {
     async fn advance(&self, step: &mut Step) -> Result<(Duration, bool)> {
         self.take_up(step).await?;
         let authority = self.authority()?;
-        self.publish(&authority, step).await?;
+        if !self.publish(&authority, step).await? {
+            return Ok((RECHECK, false));
+        }
         match authority.stage() {
-            RotationStage::Settled => Ok((IDLE, false)),
+            // A bundle that comes back from others after a restore may not be that of the keys.
+            RotationStage::Settled => Ok((if self.inputs.sequence_floor > 0 { RECHECK } else { IDLE }, false)),
             RotationStage::Prepared => {
                 let row = self.row().await?.context("the row of the rotation is gone")?;
                 let id = self.record(step).context("the bundle is published and its record is not there")?;
@@ -238,9 +261,13 @@ impl Rotation {
     /// Takes a step: the keys and the row in one durable write, then the signer, then this edge's own SVID.
     async fn take(&self, step: &mut Step, next: RotationStep, row: &Row) -> Result<(), Refusal> {
         let Inputs { signer, store, .. } = &self.inputs;
-        let (_, sealed) = blocking(signer, move |signer| signer.rotate(next)).await.map_err(unsigned)?;
+        let before = self.authority().map_err(internal)?.bundle(0).roots;
+        let (after, sealed) = blocking(signer, move |signer| signer.rotate(next)).await.map_err(unsigned)?;
+        let after = after.bundle(0).roots;
+        let mut row = row.clone();
+        row.removed.extend(before.iter().filter(|root| !after.contains(root)).map(|root| sha256(root).0.to_vec()));
         let own = keys::resealed(store.as_ref(), sealed.clone()).await.map_err(internal)?;
-        self.keep(row, Some(own)).await.map_err(internal)?;
+        self.keep(&row, Some(own)).await.map_err(internal)?;
         step.unopened = Some(sealed);
         self.take_up(step).await
     }
@@ -274,21 +301,57 @@ impl Rotation {
         self.take_up(&mut step).await
     }
 
-    /// Publishes the roots of the keys, unless they are the bundle in force.
-    async fn publish(&self, authority: &Authority, step: &mut Step) -> Result<()> {
+    /// Publishes the roots of the keys, unless they are the bundle in force, or that lists a root which these keys do
+    /// not know and no rotation took out: then the keys are older than the bundle.
+    /// Says whether the bundle in force is that of the keys.
+    async fn publish(&self, authority: &Authority, step: &mut Step) -> Result<bool> {
         let held = self.inputs.ground.bundle().context("there is no bundle of this cluster in force")?;
-        let next = authority.bundle(held.sequence + 1);
-        if next.roots == held.roots {
-            return Ok(());
+        let next = authority.bundle(held.sequence.max(self.inputs.sequence_floor) + 1);
+        let same = next.roots == held.roots;
+        let unknown = if same { 0 } else { self.unknown_roots(&self.row().await?.unwrap_or_default())?.len() };
+        self.tell(unknown);
+        if same || unknown > 0 {
+            return Ok(same);
         }
         let author = self.row().await?.map_or_else(|| AUTHOR.to_owned(), |row| row.author);
         let (sequence, roots) = (next.sequence, next.roots.len());
         step.record = Some(self.inputs.ground.publish(next, author).await?);
         tracing::info!(sequence, roots, "trust bundle published");
         match self.inputs.ground.bundle() {
-            Some(bundle) if bundle.sequence == sequence => Ok(()),
+            Some(bundle) if bundle.sequence == sequence => Ok(true),
             _ => bail!("the bundle with sequence {sequence} is written, but not in force"),
         }
+    }
+
+    /// SHA-256 of each root in the bundle in force that neither the keys know nor a rotation took out.
+    fn unknown_roots(&self, row: &Row) -> Result<Vec<Vec<u8>>> {
+        let own = self.authority()?.bundle(0).roots;
+        let held = self.inputs.ground.bundle().map(|bundle| bundle.roots).unwrap_or_default();
+        let foreign = held.iter().filter(|root| !own.contains(root)).map(|root| sha256(root).0.to_vec());
+        Ok(foreign.filter(|digest| !row.removed.contains(digest)).collect())
+    }
+
+    /// Says once that the keys are older than the bundle, and that they no longer are.
+    fn tell(&self, unknown: usize) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = (unknown > 0).then(|| {
+            format!(
+                "this cluster's keys are older than its trust bundle, which lists {unknown} roots that they do not know: \
+                 a backup from before a rotation was restored; the bundle stays as it is until `hanse cert rotate-root` \
+                 makes a new root"
+            )
+        });
+        if now != *trouble
+            && let Some(text) = &now
+        {
+            tracing::error!(unknown, "{text}");
+        }
+        *trouble = now;
+    }
+
+    /// What a person should know of it.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The record of the bundle in force.

@@ -14,11 +14,12 @@ use std::{
     os::fd::OwnedFd,
     path::Path,
     process::{ExitCode, ExitStatus, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
-use federation_identity::signer;
+use anyhow::{Context, Result, bail, ensure};
+use federation_identity::{RemoteSigner, signer};
 use gateway_admin::{
     shutdown::{Signal, Signals},
     telemetry,
@@ -33,7 +34,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use crate::{app::DRAIN_LIMIT, config::Settings, confine};
+use crate::{app::DRAIN_LIMIT, backup, config::Settings, confine};
 
 /// How many times in a row an edge may die within [`SETTLED`] of its start.
 const DEATHS_MAX: u32 = 20;
@@ -64,7 +65,8 @@ pub async fn run(config: &Path, check: bool) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     confine::no_core_files()?;
     make_private(&settings.data_dir)?;
-    let _folder = after_predecessors(&settings.data_dir).await?;
+    let (_folder, _) = after_predecessors(&settings.data_dir).await?;
+    backup::check_interrupted(&settings)?;
     let (edge, signer) = signer::channel().context("the signer's socket")?;
     let mut signer = Part::start("signer", config, signer)?;
     let mut edge = Part::start("edge", config, edge)?;
@@ -101,6 +103,44 @@ pub async fn run(config: &Path, check: bool) -> Result<ExitCode> {
     edge.kill().await;
     signer.kill().await;
     Ok(code)
+}
+
+/// Does work on what belongs to a gateway that does not run, with its signer as a child; `changes` it needs `data_dir` for
+/// itself alone.
+///
+/// # Errors
+/// The key file is not there, a gateway runs on `data_dir`, the signer does not start, or the work fails.
+pub(crate) async fn with_signer<T>(
+    config: &Path,
+    settings: &Settings,
+    changes: bool,
+    work: impl AsyncFnOnce(Arc<RemoteSigner>) -> Result<T>,
+) -> Result<T> {
+    confine::no_core_files()?;
+    let kek = &settings.kek_file;
+    // The signer would make one for a store that is not there.
+    ensure!(kek.exists(), "kek_file {} is not there: put it back from where you keep it", kek.display());
+    let _folder = if changes {
+        make_private(&settings.data_dir)?;
+        let (folder, free) = after_predecessors(&settings.data_dir).await?;
+        ensure!(free, "a gateway runs on data_dir {}: stop it first", settings.data_dir.display());
+        Some(folder)
+    } else {
+        None
+    };
+    let (here, there) = signer::channel().context("the signer's socket")?;
+    let mut part = Part::start("signer", config, there)?;
+    let remote = RemoteSigner::new(here, settings.trust_domain.clone(), settings.cluster.clone());
+    let remote = Arc::new(remote.context("the signer's socket")?);
+    let outcome = tokio::select! {
+        outcome = work(remote) => outcome,
+        ended = part.turn() => ended.and_then(|status| match status {
+            Some(status) => bail!("the signer ended ({status}): it said why"),
+            None => bail!("the signer ended"),
+        }),
+    };
+    part.kill().await;
+    outcome
 }
 
 fn exit_code(code: i32) -> ExitCode {
@@ -218,15 +258,18 @@ fn make_private(folder: &Path) -> Result<()> {
 
 /// Waits for the parts of a gateway on this folder that was killed a moment ago: until its edge is gone, its ports and
 /// store are taken. The parts inherit a lock on the folder, which ends with the last of them. If it does not end, the
-/// gateway is no dead one, and the edge says what is in use.
-async fn after_predecessors(folder: &Path) -> Result<File> {
+/// gateway is no dead one, and the edge says what is in use. Says whether the folder is this process's now.
+async fn after_predecessors(folder: &Path) -> Result<(File, bool)> {
     let file = File::open(folder).with_context(|| format!("data_dir {}", folder.display()))?;
     fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).context("handing the lock on data_dir to the parts")?;
     let deadline = Instant::now() + PREDECESSORS_LIMIT;
-    while matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && Instant::now() < deadline {
+    let is_held = || matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+    let mut held = is_held();
+    while held && Instant::now() < deadline {
         sleep(Duration::from_millis(5)).await;
+        held = is_held();
     }
-    Ok(file)
+    Ok((file, !held))
 }
 
 #[cfg(test)]

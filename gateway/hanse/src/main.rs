@@ -27,10 +27,38 @@ enum Program {
     /// The part of a gateway that holds the cluster's keys; `gateway` starts it.
     #[command(hide = true)]
     Signer(Part),
+    /// Backups of this cluster: a sealed copy of its store, and back.
+    #[command(subcommand)]
+    Backup(BackupVerb),
     /// Start clusters as real processes on loopback and show what they do.
     Demo(gateway_demo::Demo),
     #[command(flatten)]
     Operator(Operator),
+}
+
+/// `hanse backup …`
+#[derive(Subcommand)]
+enum BackupVerb {
+    /// Take a copy of the running gateway's store as of this moment. Only the cluster's key file opens it.
+    Create(gateway_cli::CreateBackup),
+    /// Check that a backup is whole and say what it is.
+    Show {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The gateway's configuration, whose key file opens the backup. Left out: only what stands in the clear.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        output: gateway_cli::Output,
+    },
+    /// Make the store of a gateway that does not run from a backup. Nothing may be in its place.
+    Restore {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The gateway's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -64,6 +92,17 @@ fn main() -> ExitCode {
         Program::Sidecar(run) => {
             on_runtime(async { gateway_sidecar::run(&run.config, run.check_config).await.map(|()| ExitCode::SUCCESS) })
         }
+        Program::Backup(BackupVerb::Create(verb)) => {
+            on_runtime(async { Ok(ExitCode::from(gateway_cli::create_backup(verb, arguments.globals).await)) })
+        }
+        Program::Backup(BackupVerb::Show { file, config, output }) => on_runtime(async {
+            let shown = gateway_edge::backup::show(&file, config.as_deref()).await?;
+            Ok(ExitCode::from(gateway_cli::answer(output.format, &shown).await))
+        }),
+        Program::Backup(BackupVerb::Restore { file, config }) => on_runtime(async {
+            eprint!("{}", gateway_edge::backup::restore(&config, &file).await?);
+            Ok(ExitCode::SUCCESS)
+        }),
         Program::Demo(demo) => on_runtime(gateway_demo::run(demo)),
         Program::Operator(verb) => on_runtime(async {
             Ok(ExitCode::from(gateway_cli::run_as(verb, arguments.globals, Arguments::command()).await))

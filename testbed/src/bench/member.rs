@@ -55,6 +55,7 @@ impl Member {
             // All come from one address here.
             limits: Limits { pending_per_address_max: 1_024, ..Limits::default() },
             seal: Arc::new(Kek::generate()),
+            epoch_floor: 1,
         };
         let (link, incoming) = Link::open(options).await?;
         Ok(Self { name, link, _incoming: incoming, _path: path, _folder: folder })

@@ -115,7 +115,8 @@ impl Authority {
         &self.summaries
     }
 
-    pub(crate) fn root_der(&self) -> &[u8] {
+    /// The root that signs, DER.
+    pub fn root_der(&self) -> &[u8] {
         &self.roots.root
     }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use federation_model::{ClusterName, SpiffeId, Timestamp, TrustDomain};
+use federation_model::{ClusterName, Digest, SpiffeId, Timestamp, TrustDomain};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -37,6 +37,8 @@ pub struct DerivedKeys {
     pub store_mac: Zeroizing<[u8; 32]>,
     /// Seals the proof keys of join tokens.
     pub token_seal: Zeroizing<[u8; 32]>,
+    /// Seals backups.
+    pub backup: Zeroizing<[u8; 32]>,
 }
 
 /// A signer in another process, at the other end of a socket.
@@ -80,7 +82,11 @@ impl RemoteSigner {
             let bytes = Zeroizing::new(bytes);
             bytes.as_slice().try_into().map(Zeroizing::new).map_err(|_| SignerError::Unreadable)
         };
-        Ok(DerivedKeys { store_mac: key(derived.store_mac)?, token_seal: key(derived.token_seal)? })
+        Ok(DerivedKeys {
+            store_mac: key(derived.store_mac)?,
+            token_seal: key(derived.token_seal)?,
+            backup: key(derived.backup)?,
+        })
     }
 
     /// Has new keys made for this cluster: the authority, and the sealed keys for a store to hold.
@@ -196,6 +202,10 @@ impl Signer for RemoteSigner {
 
     fn sign_record(&self, record: &[u8]) -> Result<[u8; 64], SignerError> {
         self.signature(&Ask::SignRecord(record.to_vec()))
+    }
+
+    fn sign_backup(&self, backup: &Digest) -> Result<[u8; 64], SignerError> {
+        self.signature(&Ask::SignBackup(backup.0.to_vec()))
     }
 
     fn sign_receipt(&self, receipt: &[u8]) -> Result<[u8; 64], SignerError> {

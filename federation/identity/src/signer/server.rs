@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use federation_model::{ClusterName, TrustDomain};
+use federation_model::{ClusterName, Digest, TrustDomain};
 use nix::{
     errno::Errno,
     sys::socket::{MsgFlags, recv, send},
@@ -24,6 +24,9 @@ use crate::{LocalSigner, Signer, now, seal::Kek};
 const STORE_MAC: &str = "hanse-store-mac-v1";
 /// From the key-encryption key: what seals the proof keys of join tokens.
 const TOKEN_SEAL: &str = "hanse-token-seal-v1";
+
+/// From the key-encryption key: what seals backups.
+const BACKUP: &str = "hanse-backup-v1";
 
 /// Holds a cluster's keys and answers for them.
 pub struct Server {
@@ -93,6 +96,7 @@ impl Server {
             Ask::Start(_) => Ok(Answer::Started(Derived {
                 store_mac: self.kek.derive(STORE_MAC).to_vec(),
                 token_seal: self.kek.derive(TOKEN_SEAL).to_vec(),
+                backup: self.kek.derive(BACKUP).to_vec(),
             })),
             Ask::Make(_) => {
                 let (signer, keys) = LocalSigner::generate(&self.domain, &self.name, now()).map_err(denied)?;
@@ -130,6 +134,11 @@ impl Server {
             }
             Ask::SignReceipt(receipt) => {
                 let signature = self.held()?.sign_receipt(&receipt).map_err(denied)?;
+                Ok(Answer::Signature(signature.to_vec()))
+            }
+            Ask::SignBackup(digest) => {
+                let digest = digest.try_into().map(Digest).map_err(|_| denied("a backup's digest has 32 bytes"))?;
+                let signature = self.held()?.sign_backup(&digest).map_err(denied)?;
                 Ok(Answer::Signature(signature.to_vec()))
             }
             Ask::Unseal(request) => {

@@ -247,6 +247,7 @@ fn every_verb_has_a_rate_of_its_own_and_recovers() {
             Verb::SignReceipt => Ask::SignReceipt(b"receipt".to_vec()),
             Verb::Ping => Ask::Ping(Nothing {}),
             Verb::Rotate => Ask::Rotate(Rotate::default()),
+            Verb::SignBackup => Ask::SignBackup(vec![0; 32]),
         };
         let request = Request { id: 1, ask: Some(ask(verb)) }.encode_to_vec();
         let mut busy = |request: &[u8], at: Duration| {

@@ -17,7 +17,7 @@ use crate::{
 pub(super) struct Request {
     #[prost(uint64, tag = "1")]
     pub(super) id: u64,
-    #[prost(oneof = "Ask", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Ask", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub(super) ask: Option<Ask>,
 }
 
@@ -47,6 +47,9 @@ pub(super) enum Ask {
     /// Answered by [`Answer::Made`].
     #[prost(message, tag = "10")]
     Rotate(Rotate),
+    /// The digest of a backup.
+    #[prost(bytes, tag = "11")]
+    SignBackup(Vec<u8>),
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -155,6 +158,8 @@ pub(super) struct Derived {
     pub(super) store_mac: Vec<u8>,
     #[prost(bytes, tag = "2")]
     pub(super) token_seal: Vec<u8>,
+    #[prost(bytes, tag = "3")]
+    pub(super) backup: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -235,6 +240,7 @@ impl Ask {
             Self::Unseal(_) => Verb::Unseal,
             Self::Ping(_) => Verb::Ping,
             Self::Rotate(_) => Verb::Rotate,
+            Self::SignBackup(_) => Verb::SignBackup,
         }
     }
 }
@@ -253,6 +259,7 @@ impl Answer {
             Some(Self::Started(derived)) => {
                 drop(Zeroizing::new(std::mem::take(&mut derived.store_mac)));
                 drop(Zeroizing::new(std::mem::take(&mut derived.token_seal)));
+                drop(Zeroizing::new(std::mem::take(&mut derived.backup)));
             }
             _ => {}
         }

@@ -96,6 +96,10 @@ impl Store for Failing {
         self.inner.list(kind, prefix)
     }
 
+    fn all(&self) -> BoxFuture<'_, Result<(Revision, Vec<Row>), StoreError>> {
+        self.inner.all()
+    }
+
     fn apply(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<Revision, StoreError>> {
         if self.failing.load(Ordering::SeqCst) {
             self.refused.fetch_add(1, Ordering::SeqCst);

@@ -96,6 +96,10 @@ impl Store for Embedded {
         Box::pin(self.ask(move |reply| What::List(kind, prefix.to_vec(), reply)))
     }
 
+    fn all(&self) -> BoxFuture<'_, Result<(Revision, Vec<Row>), StoreError>> {
+        Box::pin(self.ask(What::All))
+    }
+
     fn apply(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<Revision, StoreError>> {
         Box::pin(async move {
             check(&changes)?;

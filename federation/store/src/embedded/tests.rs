@@ -21,6 +21,7 @@ use super::{
 use crate::{Change, Expect, Key, Kind, OpenError, Revision, Store, StoreError, contract};
 
 mod damaged;
+mod fresh;
 mod room;
 
 const KEY: [u8; 32] = [0x4b; 32];

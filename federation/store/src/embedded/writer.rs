@@ -48,6 +48,7 @@ pub(super) struct Request {
 pub(super) enum What {
     Get(Key, Reply<Option<Row>>),
     List(Kind, Vec<u8>, Reply<Vec<Row>>),
+    All(Reply<(Revision, Vec<Row>)>),
     Apply(Vec<Change>, Reply<Revision>),
 }
 
@@ -123,22 +124,26 @@ impl Writer {
         for read in reads {
             // Whoever asked may have gone: then nobody misses the answer.
             match read {
-                What::Get(key, reply) => _ = reply.send(self.read(key.kind, |table, engine| table.row(engine, &key))),
-                What::List(kind, prefix, reply) => {
-                    _ = reply.send(self.read(kind, |table, engine| table.rows(engine, kind, &prefix)));
+                What::Get(key, reply) => {
+                    _ = reply.send(self.read(Some(key.kind), |table, engine| table.row(engine, &key)))
                 }
+                What::List(kind, prefix, reply) => {
+                    _ = reply.send(self.read(Some(kind), |table, engine| table.rows(engine, kind, &prefix)));
+                }
+                What::All(reply) => _ = reply.send(self.read(None, everything)),
                 What::Apply(..) => {}
             }
         }
     }
 
+    /// Reads rows of `kind`, or of every kind.
     fn read<T>(
         &mut self,
-        kind: Kind,
+        kind: Option<Kind>,
         read: impl FnOnce(&Table, &Engine) -> Result<T, RowError>,
     ) -> Result<T, StoreError> {
         self.ready()?;
-        if let Some(damage) = self.damage().iter().find(|damage| damage.concerns(kind)) {
+        if let Some(damage) = self.damage().iter().find(|damage| kind.is_none_or(|kind| damage.concerns(kind))) {
             return Err(StoreError::Damaged(damage.clone()));
         }
         let State::Open { engine, table } = &self.state else { return Err(StoreError::Closed) };
@@ -316,6 +321,15 @@ impl Writer {
         }
         metrics::gauge!(names::BYTES).set(engine.bytes() as f64);
     }
+}
+
+/// Every row, kind after kind.
+fn everything(table: &Table, engine: &Engine) -> Result<(Revision, Vec<Row>), RowError> {
+    let mut rows = Vec::new();
+    for kind in Kind::ALL {
+        rows.append(&mut table.rows(engine, kind, b"")?);
+    }
+    Ok((table.revision(), rows))
 }
 
 /// Stages the changes of one apply, all or none.

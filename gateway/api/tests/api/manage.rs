@@ -595,3 +595,18 @@ async fn the_rest_of_the_verbs_answer() {
     }
     refused(client.issue_workload_token(issue("web", 90_000)).await, Code::InvalidArgument, "ttl_too_long", "24h");
 }
+
+#[tokio::test]
+async fn a_backup_comes_in_pieces_and_says_when_it_is_not_whole() {
+    let (_world, mut manage) = two(false).await;
+    let mut pieces = manage.create_backup(wire::CreateBackupRequest {}).await.expect("begun").into_inner();
+    let first = pieces.message().await.expect("a piece").expect("not the end");
+    let summary = first.summary.expect("the first piece has it");
+    assert_eq!((summary.cluster.as_str(), summary.rows, summary.bytes, summary.created_at_ms), ("west", 2, 7, 5));
+    assert_eq!(first.data, b"");
+    for wanted in [&b"back"[..], b"up!"] {
+        assert_eq!(pieces.message().await.expect("a piece").expect("not the end").data, wanted);
+    }
+    let status = pieces.message().await.expect_err("an end like that of a whole file");
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "the signer does not answer"));
+}

@@ -124,8 +124,22 @@ impl World {
         let issued = Issued::open(Arc::clone(&store)).await.expect("open");
         svid::issue(signer.as_ref(), &issued, &edge, TTL, &live).await.expect("an SVID");
         let (store_too, ground) = (Arc::clone(&store), Arc::clone(&fake) as Arc<dyn Ground>);
-        let inputs = Inputs { signer, store, ground, live, issued, edge, svid_ttl: TTL };
+        let inputs = Inputs { signer, store, ground, live, issued, edge, svid_ttl: TTL, sequence_floor: 0 };
         Self { store: store_too, fake, rotation: Rotation::new(inputs), _served: served }
+    }
+
+    /// The same on a store that was restored, as far as a rotation notices.
+    fn restored(self, sequence_floor: u64) -> Self {
+        let inputs = Inputs { sequence_floor, ..Arc::into_inner(self.rotation).expect("not running").inputs };
+        Self { rotation: Rotation::new(inputs), ..self }
+    }
+
+    /// Members give back a bundle with a root that was published after the backup.
+    fn gives_back(&self, sequence: u64, root: Vec<u8>) {
+        let mut bundle = lock(&self.fake.bundle);
+        bundle.sequence = sequence;
+        bundle.roots.truncate(1);
+        bundle.roots.push(root);
     }
 
     /// What a kill leaves: the store and the federation.
@@ -303,4 +317,48 @@ async fn svids_of_a_longer_life_from_before_keep_the_old_root() {
     world.rotation.start(Vec::new(), "ada".into()).await.expect("started");
     let told = world.rotation.status().await.expect("read").expect("told");
     assert_eq!((told.phase, told.old_until), (RotationPhase::Signing, Some(until)));
+}
+
+/// A root that others know of this cluster and its keys do not.
+fn foreign() -> Vec<u8> {
+    let (remote, _served) = signer();
+    remote.make().expect("made").0.bundle(0).roots.remove(0)
+}
+
+#[tokio::test]
+async fn keys_that_are_older_than_the_bundle_change_nothing_of_it_until_an_operator_says_so() {
+    let world = World::new().await.restored(5000);
+    world.advance().await.expect("nothing to do");
+    assert_eq!(world.rotation.trouble(), None);
+    world.gives_back(7, foreign());
+    let (pause, _) = world.advance().await.expect("looked");
+    assert!(pause <= RECHECK, "it looks again soon, not in {pause:?}");
+    assert_eq!(world.published(), [], "the bundle was taken back by older keys");
+    let trouble = world.rotation.trouble().expect("told");
+    assert!(trouble.contains("lists 1 roots") && trouble.contains("hanse cert rotate-root"), "{trouble}");
+
+    world.rotation.start(Vec::new(), "ada".into()).await.expect("started");
+    assert_eq!(world.published(), [(5001, 2)], "what was set aside at the restore is left out");
+    assert_eq!(world.rotation.trouble(), None);
+    world.acknowledge([1, 2]);
+    world.until_retired().await;
+    assert_eq!(world.published(), [(5001, 2), (5002, 1)]);
+}
+
+#[tokio::test]
+async fn a_prepared_root_that_nobody_was_told_of_never_signs_after_a_restore() {
+    // The backup is from a rotation that was given up since; then another one was begun.
+    let world = World::new().await;
+    world.rotation.start(Vec::new(), "ada".into()).await.expect("started");
+    let world = world.restored(5000);
+    world.gives_back(9, foreign());
+    world.acknowledge([1, 2]);
+    for _ in 0..3 {
+        world.advance().await.expect("looked");
+        assert_eq!(world.stage(), RotationStage::Prepared, "a root signs that is in no bundle");
+    }
+    assert_eq!(world.published().len(), 1, "only what the first rotation published");
+    world.rotation.abort("ada").await.expect("given up");
+    assert_eq!(world.stage(), RotationStage::Settled);
+    assert!(world.rotation.trouble().is_some(), "the bundle still lists a root of nobody knows what key");
 }

@@ -12,13 +12,13 @@ use std::{
 use federation_identity::{LiveSvid, Svid, SvidKey, Verifier, tls};
 use federation_model::{
     AccountRef, Audience, Body, ClusterId, ClusterName, ConnectionId, Digest, Enforcement, FederationId, MemberState,
-    RecordId, Records, Snapshot, SpiffeId, Stance, TokenId, VerifiedPeer,
+    RecordId, Records, Snapshot, SpiffeId, Stance, Timestamp, TokenId, VerifiedPeer,
 };
 use federation_store::{Change, Damage, Key, Kind as Rows, Revision, Row, Store, StoreError};
 use gateway_api::{
-    Access, Api, BoxFuture, Certificate, Check, CheckState, Connections, Departed, Direction, Inputs, Issued,
-    IssuedToken, Joined, Kind, LinkPhase, LinkState, Links, Probed, Refusal, Registry, Rotation, RotationPhase,
-    Settings, System, TokenState, TokenSummary, bind,
+    Access, Api, Backup, BackupSummary, BoxFuture, Certificate, Check, CheckState, Connections, Departed, Direction,
+    Inputs, Issued, IssuedToken, Joined, Kind, LinkPhase, LinkState, Links, Probed, Refusal, Registry, Rotation,
+    RotationPhase, Settings, System, TokenState, TokenSummary, bind,
 };
 use hyper_util::rt::TokioIo;
 use proto::{
@@ -327,6 +327,18 @@ impl System for FakeSystem {
         Box::pin(async { Err(Refusal::new(Kind::State, "no_rotation", "no rotation is under way")) })
     }
 
+    fn backup(&self) -> BoxFuture<'_, Result<Backup, Refusal>> {
+        Box::pin(async {
+            let (pieces, taken) = tokio::sync::mpsc::channel(4);
+            let unsigned = Refusal::new(Kind::NotReady, "backup_unfinished", "the signer does not answer");
+            for piece in [Ok(b"back".to_vec()), Ok(b"up!".to_vec()), Err(unsigned)] {
+                pieces.try_send(piece).expect("room");
+            }
+            let summary = BackupSummary { created_at: Timestamp::from_millis(5), rows: 2, bytes: 7 };
+            Ok(Backup { summary, pieces: taken })
+        })
+    }
+
     fn problems(&self) -> Vec<String> {
         vec!["row 3 cannot be read".into()]
     }
@@ -374,6 +386,10 @@ impl Store for Slow {
 
     fn list<'a>(&'a self, kind: Rows, prefix: &'a [u8]) -> BoxFuture<'a, Result<Vec<Row>, StoreError>> {
         self.0.list(kind, prefix)
+    }
+
+    fn all(&self) -> BoxFuture<'_, Result<(Revision, Vec<Row>), StoreError>> {
+        self.0.all()
     }
 
     fn apply(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<Revision, StoreError>> {
