@@ -3,6 +3,7 @@
 mod attacks;
 mod chain;
 mod cuts;
+mod leaving;
 mod renewals;
 mod socks;
 pub(crate) mod world;
