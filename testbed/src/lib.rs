@@ -2,4 +2,5 @@
 //! `src/wan`. The simulation has its own executable, `src/sim`.
 
 pub mod netns;
+pub mod upgrade;
 pub mod worlds;

@@ -1,6 +1,7 @@
 //! Worlds of two and three clusters over real QUIC on loopback, and peers that do not keep to the protocol.
 
 mod joining;
+mod leaving;
 mod membership;
 mod partitions;
 mod receipts;

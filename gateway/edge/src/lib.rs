@@ -11,6 +11,7 @@ mod backend;
 pub mod config;
 mod confine;
 mod dial;
+mod drain;
 mod keys;
 mod page;
 mod relays;

@@ -75,7 +75,8 @@ pub(crate) fn ask(core: &Core, chosen: impl IntoIterator<Item = Arc<Connection>>
 pub(crate) fn heard(core: &Core, connections: &[ConnectionId], from: Option<ClusterId>) -> usize {
     let find = |id: &ConnectionId| match from {
         Some(member) => core.connections.get(*id, Direction::Passage).filter(|held| held.service.id.cluster == member),
-        None => core.connections.get(*id, Direction::Outbound),
+        // A sidecar hears it from its edge, an edge from the sidecar that goes.
+        None => [Direction::Outbound, Direction::Passage].into_iter().find_map(|way| core.connections.get(*id, way)),
     };
     ask(core, connections.iter().take(NOTICE_MAX).filter_map(find))
 }

@@ -7,8 +7,8 @@ use federation_identity::{LiveSvid, Verifier, token};
 use federation_model::{ConnectionId, DenialReason, Service};
 use gateway_admin::{Readiness, shutdown, telemetry};
 use gateway_dns::Addresses;
-use gateway_proxy::{Control, NoAudit, Proxy, Told};
-use proto::workload::{Serves, Subscribe};
+use gateway_proxy::{Control, NoAudit, Notice, Proxy, Told};
+use proto::workload::{Extend, Inbound, Serves, Subscribe, Withdraw, feed_request::Request};
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::{Notify, mpsc, watch},
@@ -19,8 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Settings,
     dial::SidecarDial,
-    feed::{EXTENSIONS_MAX, Feed, Instances},
+    drain,
+    feed::{Feed, Instances, OUTGOING_MAX},
     identity, loopback,
+    presence::Presence,
     state::State,
 };
 
@@ -43,6 +45,8 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     }
     let _log = telemetry::init(settings.log.format.parse()?, &settings.log.level)?;
     let stop = CancellationToken::new();
+    // Closes what applications dial, before the rest stops.
+    let doors = stop.child_token();
     let mut tasks = JoinSet::new();
     let readiness = Readiness::new();
     let enrolled = readiness.block("enrolment");
@@ -101,16 +105,17 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     let instance = token::instance_id();
     let instances = Instances::default();
     let (snapshot_sender, snapshot) = watch::channel(None);
-    let (extend_sender, extensions) = mpsc::channel(EXTENSIONS_MAX);
+    let (requests, outgoing) = mpsc::channel(OUTGOING_MAX);
+    let presence = Presence::new();
     let (refused_sender, mut refused) = mpsc::channel(REFUSED_MAX);
-    let dial = SidecarDial::new(home_seen.clone(), settings.serves.clone(), instances.clone());
+    let dial = SidecarDial::new(home_seen.clone(), settings.serves.clone(), instances.clone(), presence.clone());
     let proxy = Proxy::new(gateway_proxy::Inputs {
         snapshot: snapshot.clone(),
         verifier: verifier.clone(),
         svid: live.clone(),
         dial: Arc::new(dial),
         audit: Arc::new(NoAudit),
-        control: Arc::new(ToEdge(extend_sender)),
+        control: Arc::new(ToEdge(requests.clone())),
         instance,
         limits: gateway_proxy::Limits::default(),
     });
@@ -131,7 +136,9 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         subscribe,
         instances,
         snapshot: snapshot_sender,
-        extensions,
+        outgoing,
+        presence,
+        proxy: proxy.clone(),
         refused: refused_sender,
     };
     tasks.spawn(feed.run(stop.clone()));
@@ -160,7 +167,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         state,
         settings.outbound.loopback,
         proxy.clone(),
-        stop.clone(),
+        doors.clone(),
     ));
     if let Some((udp, tcp)) = dns {
         let inputs = gateway_dns::Inputs { snapshot: snapshot.clone(), addresses: addresses.clone() };
@@ -168,7 +175,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     }
     if let Some(listener) = socks5 {
         let (proxy, addresses) = (proxy.clone(), addresses.clone());
-        tasks.spawn(gateway_proxy::listen(listener, stop.clone(), move |stream| {
+        tasks.spawn(gateway_proxy::listen(listener, doors.clone(), move |stream| {
             let (proxy, addresses) = (proxy.clone(), addresses.clone());
             async move {
                 // Whatever went wrong was answered and logged by the proxy.
@@ -195,6 +202,12 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
 
     let signal = shutdown::signal().await?;
     tracing::info!(?signal, connections = proxy.connections().count(), "ending");
+    // Never done: who is told to go is not ready any more.
+    let _draining = readiness.block("draining");
+    tokio::select! {
+        () = drain::run(&proxy, settings.drain, &doors, &requests) => {}
+        signal = shutdown::signal() => tracing::warn!(?signal, "told again: it no longer waits for what is under way"),
+    }
     stop.cancel();
     proxy.cut_where(&gateway_proxy::Cut::Shutdown, |_| true);
     // Those that were cut still tell their ends so; the kernel does the rest.
@@ -211,15 +224,24 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// What the proxy tells goes to the edge by the feed.
-struct ToEdge(mpsc::Sender<(ConnectionId, Vec<u8>)>);
+struct ToEdge(mpsc::Sender<Request>);
 
 impl Control for ToEdge {
     /// A sidecar answers in the stream; there is nobody behind it to tell.
     fn denied(&self, _told: Told) {}
 
     fn extend(&self, connection: ConnectionId, _service: &Service, header: Vec<u8>) {
-        if self.0.try_send((connection, header)).is_err() {
+        let extend = Extend { connection: connection.0.to_vec(), header };
+        if self.0.try_send(Request::Extend(extend)).is_err() {
             tracing::warn!(%connection, "too many extensions wait; this passage will end early");
         }
+    }
+
+    fn leaving(&self, notice: Notice) {
+        let source = notice.source.to_string();
+        let inbound = |id: &ConnectionId| Inbound { connection: id.0.to_vec(), source: source.clone() };
+        let withdraw = Withdraw { connections: notice.connections.iter().map(inbound).collect() };
+        // Without it they are cut in the end.
+        let _ = self.0.try_send(Request::Withdraw(withdraw));
     }
 }

@@ -5,10 +5,18 @@ use std::{
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::OnceLock,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::process::{Child, Command};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, timeout},
+};
 
 use super::{CONVERGE, until};
 
@@ -41,21 +49,27 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `hanse` with `arguments`; what it says is appended to `log`.
+    /// Starts `executable` with `arguments`; what it says is appended to `log`.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(name: &str, arguments: &[&str], log: &Path) -> Result<Self> {
-        Self::run(name, Command::new(hanse()).args(arguments), log)
+    pub fn start(executable: &Path, name: &str, arguments: &[&str], log: &Path) -> Result<Self> {
+        Self::run(name, Command::new(executable).args(arguments), log)
     }
 
     /// The same in a network namespace; needs root.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start_within(namespace: &str, name: &str, arguments: &[&str], log: &Path) -> Result<Self> {
+    pub fn start_within(
+        namespace: &str,
+        executable: &Path,
+        name: &str,
+        arguments: &[&str],
+        log: &Path,
+    ) -> Result<Self> {
         // `ip` becomes the program: there is one process to end.
-        Self::run(name, Command::new("ip").args(["netns", "exec", namespace]).arg(hanse()).args(arguments), log)
+        Self::run(name, Command::new("ip").args(["netns", "exec", namespace]).arg(executable).args(arguments), log)
     }
 
     fn run(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
@@ -126,6 +140,20 @@ impl Process {
         }
         ensure!(found.len() == 1, "{} runs {} of {verb}", self.name, found.len());
         Ok(found[0])
+    }
+
+    /// Tells it to end as systemd or Kubernetes would (SIGTERM), and waits until it has; it must end with 0.
+    ///
+    /// # Errors
+    /// It had ended before, or ends with an error, or not within `limit`.
+    pub async fn terminate(&mut self, limit: Duration) -> Result<Duration> {
+        self.alive()?;
+        let began = Instant::now();
+        kill(Pid::from_raw(self.pid()?.try_into()?), Signal::SIGTERM)?;
+        let status = timeout(limit, self.child.wait()).await;
+        let status = status.with_context(|| format!("{} does not end within {limit:?}", self.name))??;
+        ensure!(status.success(), "{} ended with {status}", self.name);
+        Ok(began.elapsed())
     }
 
     /// Waits until it ends by itself.

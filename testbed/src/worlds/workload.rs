@@ -1,14 +1,18 @@
 //! A workload: its sidecar process, and an echo application within the test if it serves one.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     World,
     app::{Conversation, EchoApp, dial},
-    cluster::{Cluster, secret},
+    cluster::{Cluster, END_LIMIT, secret},
     ports,
     process::Process,
     until,
@@ -26,7 +30,8 @@ pub struct Workload {
     pub socks: SocketAddr,
     name: String,
     sidecar: Process,
-    folder: std::path::PathBuf,
+    folder: PathBuf,
+    executable: PathBuf,
     _app: Option<EchoApp>,
 }
 
@@ -46,7 +51,27 @@ impl Workload {
         let file = folder.join("token");
         secret(&file, token.trim())?;
         let enrolment = format!("token_file = {file:?}\nedge = \"{}\"\n", cluster.discovery());
-        Self::start(folder, account, &enrolment, serves).await
+        Self::start(cluster.executable(), folder, account, &enrolment, serves, None).await
+    }
+
+    /// The same for a service whose application is at `app`; the sidecar runs `executable`.
+    ///
+    /// # Errors
+    /// It was refused, or did not start.
+    pub async fn before(
+        world: &World,
+        cluster: &Cluster,
+        account: &str,
+        serves: Option<(Serving<'_>, SocketAddr)>,
+        executable: &Path,
+    ) -> Result<Self> {
+        let folder = world.folder(&format!("{account}.{}", cluster.name))?;
+        let token = cluster.run(&["workload", "token", account]).await?;
+        let file = folder.join("token");
+        secret(&file, token.trim())?;
+        let enrolment = format!("token_file = {file:?}\nedge = \"{}\"\n", cluster.discovery());
+        let (serves, app) = serves.unzip();
+        Self::start(executable, folder, account, &enrolment, serves, app).await
     }
 
     /// Starts a sidecar that enrols by this user's id over the cluster's socket; the plan of the cluster must say as what
@@ -57,28 +82,33 @@ impl Workload {
     pub async fn by_uid(world: &World, cluster: &Cluster, account: &str, serves: Option<Serving<'_>>) -> Result<Self> {
         let folder = world.folder(&format!("{account}.{}", cluster.name))?;
         let enrolment = format!("edge_socket = {:?}\n", cluster.socket());
-        Self::start(folder, account, &enrolment, serves).await
+        Self::start(cluster.executable(), folder, account, &enrolment, serves, None).await
     }
 
     async fn start(
-        folder: std::path::PathBuf,
+        executable: &Path,
+        folder: PathBuf,
         account: &str,
         enrolment: &str,
         serves: Option<Serving<'_>>,
+        at: Option<SocketAddr>,
     ) -> Result<Self> {
         let socks = ports::free()?;
         let mut text =
             format!("{enrolment}state_dir = {:?}\n\n[outbound]\nsocks5 = \"{socks}\"\n\n", folder.join("state"));
         let mut app = None;
         if let Some((service, port)) = serves {
-            let started = EchoApp::start().await?;
+            let address = match at {
+                Some(address) => address,
+                None => app.insert(EchoApp::start().await?).address,
+            };
             text.push_str(&format!("[inbound]\nlisten = \"{}\"\n\n", ports::free()?));
-            text.push_str(&format!("[[serve]]\nservice = {service:?}\nport = {port}\napp = \"{}\"\n", started.address));
-            app = Some(started);
+            text.push_str(&format!("[[serve]]\nservice = {service:?}\nport = {port}\napp = \"{address}\"\n"));
         }
         std::fs::write(folder.join("sidecar.toml"), text)?;
-        let sidecar = run(account, &folder)?;
-        let mut workload = Self { socks, name: account.to_owned(), sidecar, folder, _app: app };
+        let sidecar = run(executable, account, &folder)?;
+        let executable = executable.to_owned();
+        let mut workload = Self { socks, name: account.to_owned(), sidecar, folder, executable, _app: app };
         workload.ready().await?;
         Ok(workload)
     }
@@ -106,8 +136,21 @@ impl Workload {
     /// # Errors
     /// It did not start.
     pub async fn restart(&mut self) -> Result<()> {
-        self.sidecar = run(&self.name, &self.folder)?;
+        self.sidecar = run(&self.executable, &self.name, &self.folder)?;
         self.ready().await
+    }
+
+    /// Replaces the sidecar by `executable` as an upgrade does: SIGTERM, and the new one once the old one has ended. How
+    /// long the first took to end, and the second until it listened.
+    ///
+    /// # Errors
+    /// The old one did not end well, or the new one does not start.
+    pub async fn replace(&mut self, executable: &Path) -> Result<(Duration, Duration)> {
+        let ended = self.sidecar.terminate(END_LIMIT).await?;
+        let began = Instant::now();
+        self.executable = executable.into();
+        self.restart().await?;
+        Ok((ended, began.elapsed()))
     }
 
     /// Everything that the sidecar wrote.
@@ -134,8 +177,13 @@ impl Workload {
     }
 }
 
-fn run(name: &str, folder: &std::path::Path) -> Result<Process> {
+fn run(executable: &Path, name: &str, folder: &Path) -> Result<Process> {
     let config = folder.join("sidecar.toml");
     let config = config.to_str().context("the temporary folder's path is not UTF-8")?;
-    Process::start(&format!("{name}'s sidecar"), &["sidecar", "--config", config], &folder.join("sidecar.log"))
+    Process::start(
+        executable,
+        &format!("{name}'s sidecar"),
+        &["sidecar", "--config", config],
+        &folder.join("sidecar.log"),
+    )
 }
