@@ -15,6 +15,9 @@ const PORT: u16 = 8080;
 /// Requests that are answered before, between and after the replacements.
 const QUIET: usize = 300;
 
+/// What waited for a process that came back is over so long after.
+const AFTERMATH: Duration = Duration::from_secs(2);
+
 /// How much load there is.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
@@ -46,12 +49,14 @@ pub struct Report {
     pub lasted: Duration,
 }
 
-/// Lets web in east call payments in west by HTTP, and replaces the two gateways and the serving sidecar by each further
-/// one of `executables`, in the order that the operator's guide gives.
+/// Lets web in east call payments in west by HTTP, and replaces the sidecars and the gateways by each further one of
+/// `executables`, in the order that the operator's guide gives. The listener of web's sidecar is held by this process, as
+/// systemd holds one (`ListenStream=`), and `calling` is what runs there all the time: an application that dials a port on
+/// which nobody listens fails, whoever comes later.
 ///
 /// # Errors
 /// Something did not start, end or come back; failed requests are in the report.
-pub async fn rolling(world: &World, executables: &[&Path], rate: Rate) -> Result<Report> {
+pub async fn rolling(world: &World, calling: &Path, executables: &[&Path], rate: Rate) -> Result<Report> {
     let (first, rest) = (executables[0], &executables[1..]);
     let plan = |name| Plan::new(name).inbound().executable(first);
     let (mut west, mut east) =
@@ -60,7 +65,7 @@ pub async fn rolling(world: &World, executables: &[&Path], rate: Rate) -> Result
     let app = HttpApp::start().await?;
     let serves = Some((("payments.billing", PORT), app.address));
     let mut payments = Workload::before(world, &west, "payments.billing", serves, first).await?;
-    let web = Workload::before(world, &east, "web.shop", None, first).await?;
+    let mut web = Workload::activated(world, &east, "web.shop", calling).await?;
     until("payments is exported", CONVERGE, async || {
         west.run(&["service", "export", "payments.billing"]).await.map(|_| ())
     })
@@ -80,12 +85,13 @@ pub async fn rolling(world: &World, executables: &[&Path], rate: Rate) -> Result
     .await?;
     let mut replaced = Vec::new();
     for next in rest {
-        for what in ["east's gateway", "west's gateway", "payments' sidecar"] {
+        for what in ["east's gateway", "west's gateway", "payments' sidecar", "web's sidecar"] {
             quiet(&load).await?;
             let from = Instant::now();
             let (ending, starting) = match what {
                 "east's gateway" => east.replace(next).await?,
                 "west's gateway" => west.replace(next).await?,
+                "web's sidecar" => web.replace(calling).await?,
                 _ => payments.replace(next).await?,
             };
             replaced.push(Replaced { what: what.to_owned(), ending, starting, from, to: Instant::now() });
@@ -110,13 +116,18 @@ impl Report {
     /// Time to an answer of the request at `share` of those that were due while nothing was replaced.
     pub fn undisturbed(&self, share: f64) -> Duration {
         let calm = |answered: &&Answered| {
-            // What waited for a process that came back is over soon after.
-            let disturbed = |held: &Replaced| (held.from..held.to + Duration::from_secs(2)).contains(&answered.at);
+            let disturbed = |held: &Replaced| (held.from..held.to + AFTERMATH).contains(&answered.at);
             !self.replaced.iter().any(disturbed)
         };
         let mut took: Vec<_> = self.seen.answered.iter().filter(calm).map(|answered| answered.took).collect();
         took.sort_unstable();
         took.get((took.len() as f64 * share) as usize).or(took.last()).copied().unwrap_or_default()
+    }
+
+    /// How many requests failed that were due while the process was replaced, or soon after.
+    pub fn failed_during(&self, step: &Replaced) -> usize {
+        let span = step.from..step.to + AFTERMATH;
+        self.seen.failed.iter().filter(|(at, _)| span.contains(at)).count()
     }
 
     /// The longest time to an answer.
@@ -135,9 +146,10 @@ impl fmt::Display for Report {
         let (half, most) = (self.undisturbed(0.5), self.undisturbed(0.99));
         writeln!(f, "  undisturbed p50 {half:.1?}, p99 {most:.1?}; longest of all {:.1?}", self.longest())?;
         for held in &self.replaced {
-            writeln!(f, "  {}: ended in {:.0?}, was back {:.0?} later", held.what, held.ending, held.starting)?;
+            let (ending, starting, failed) = (held.ending, held.starting, self.failed_during(held));
+            writeln!(f, "  {}: ended in {ending:.2?}, was back {starting:.0?} later, {failed} failed", held.what)?;
         }
-        for failure in failed.iter().take(5) {
+        for (_, failure) in failed.iter().take(5) {
             writeln!(f, "  failed: {failure}")?;
         }
         Ok(())

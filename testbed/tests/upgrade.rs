@@ -19,7 +19,7 @@ async fn each_process_is_replaced_under_load_and_no_request_fails() -> Result<()
     World::tell(LIMIT, async |world| {
         // 150 requests a second on kept connections, 50 on new ones.
         let rate = Rate { keeping: 15, anew: 5, pace: Duration::from_millis(100) };
-        let report = rolling(world, &[hanse(), hanse()], rate).await?;
+        let report = rolling(world, hanse(), &[hanse(), hanse()], rate).await?;
         eprintln!("{report}");
         ensure!(report.seen.failed.is_empty(), "{report}");
         ensure!(report.seen.reopened > 0, "nothing was ended and opened anew: {report}");

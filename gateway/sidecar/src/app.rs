@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 use anyhow::{Context, Result};
 use federation_identity::{LiveSvid, Verifier, token};
 use federation_model::{ConnectionId, DenialReason, Service};
-use gateway_admin::{Readiness, shutdown, telemetry};
+use gateway_admin::{Readiness, Sockets, shutdown, telemetry};
 use gateway_dns::Addresses;
 use gateway_proxy::{Control, NoAudit, Notice, Proxy, Told};
 use proto::workload::{Extend, Inbound, Serves, Subscribe, Withdraw, feed_request::Request};
@@ -38,6 +38,7 @@ const DRAIN_STEP: std::time::Duration = std::time::Duration::from_millis(10);
 /// # Errors
 /// The configuration is wrong, an address is taken, or the edge refuses this workload for good.
 pub async fn run(config: &Path, check: bool) -> Result<()> {
+    let sockets = Sockets::handed();
     let settings = Settings::load(config)?;
     if check {
         println!("{}: a sidecar's configuration, all understood", config.display());
@@ -56,21 +57,23 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     let state = State::open(&settings.state_dir)?;
     let inbound = match (settings.inbound.listen, settings.serves.is_empty()) {
         (None, true) => None,
-        (listen, _) => Some(bind("inbound.listen", listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))).await?),
+        (listen, _) => {
+            Some(bind(&sockets, "inbound.listen", listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))).await?)
+        }
     };
     let socks5 = match settings.outbound.socks5 {
-        Some(address) => Some(bind("outbound.socks5", address).await?),
+        Some(address) => Some(bind(&sockets, "outbound.socks5", address).await?),
         None => None,
     };
     let dns = match settings.dns_listen {
         Some(address) => {
             let udp = UdpSocket::bind(address).await.with_context(|| format!("dns.listen {address} (UDP)"))?;
-            Some((udp, bind("dns.listen", address).await?))
+            Some((udp, bind(&sockets, "dns.listen", address).await?))
         }
         None => None,
     };
     if let Some(address) = settings.admin_listen {
-        let listener = bind("admin.listen", address).await?;
+        let listener = bind(&sockets, "admin.listen", address).await?;
         let exporter = gateway_admin::metrics::install("sidecar", env!("CARGO_PKG_VERSION"))?;
         gateway_proxy::metrics::describe();
         gateway_dns::metrics::describe();
@@ -219,8 +222,8 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     Ok(())
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
+async fn bind(sockets: &Sockets, key: &'static str, address: SocketAddr) -> Result<TcpListener> {
+    sockets.listen(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
 }
 
 /// What the proxy tells goes to the edge by the feed.

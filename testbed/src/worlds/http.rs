@@ -113,8 +113,8 @@ pub struct Answered {
 #[derive(Debug, Default)]
 pub struct Seen {
     pub answered: Vec<Answered>,
-    /// In words.
-    pub failed: Vec<String>,
+    /// When each was due, and why it failed.
+    pub failed: Vec<(Instant, String)>,
     /// Kept connections that were opened after the first of each client.
     pub reopened: usize,
 }
@@ -182,8 +182,10 @@ impl Client {
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
                 Ok(Ok(again)) => seen.answered.push(Answered { at, took: at.elapsed(), again }),
-                Ok(Err(error)) => seen.failed.push(format!("keeps its connection {}: {error:#}", self.keeps)),
-                Err(_) => seen.failed.push(format!("keeps its connection {}: not within {PATIENCE:?}", self.keeps)),
+                Ok(Err(error)) => seen.failed.push((at, format!("keeps its connection {}: {error:#}", self.keeps))),
+                Err(_) => {
+                    seen.failed.push((at, format!("keeps its connection {}: not within {PATIENCE:?}", self.keeps)))
+                }
             }
         }
         seen.lock().unwrap_or_else(PoisonError::into_inner).reopened +=

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeSet,
+    net::TcpListener,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::OnceLock,
@@ -57,6 +59,24 @@ impl Process {
         Self::run(name, Command::new(executable).args(arguments), log)
     }
 
+    /// The same with a listening socket handed over, as systemd does it (sd_listen_fds(3)).
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_activated(
+        executable: &Path,
+        name: &str,
+        arguments: &[&str],
+        log: &Path,
+        held: &TcpListener,
+    ) -> Result<Self> {
+        // The shell puts the socket where it belongs and becomes the program.
+        let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\" 3<&0 </dev/null";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(executable).args(arguments);
+        Self::run_with(name, &mut command, log, OwnedFd::from(held.try_clone()?).into())
+    }
+
     /// The same in a network namespace; needs root.
     ///
     /// # Errors
@@ -73,10 +93,14 @@ impl Process {
     }
 
     fn run(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        Self::run_with(name, command, log, Stdio::null())
+    }
+
+    fn run_with(name: &str, command: &mut Command, log: &Path, stdin: Stdio) -> Result<Self> {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         let child = command
             .env_remove("HANSE_SOCKET")
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(file.try_clone()?)
             .stderr(file)
             .kill_on_drop(true)

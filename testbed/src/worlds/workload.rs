@@ -1,7 +1,7 @@
 //! A workload: its sidecar process, and an echo application within the test if it serves one.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -32,6 +32,8 @@ pub struct Workload {
     sidecar: Process,
     folder: PathBuf,
     executable: PathBuf,
+    /// Its SOCKS5 listener, if this process holds it.
+    held: Option<TcpListener>,
     _app: Option<EchoApp>,
 }
 
@@ -52,6 +54,32 @@ impl Workload {
         secret(&file, token.trim())?;
         let enrolment = format!("token_file = {file:?}\nedge = \"{}\"\n", cluster.discovery());
         Self::start(cluster.executable(), folder, account, &enrolment, serves, None).await
+    }
+
+    /// The same with a SOCKS5 listener that this process holds, as systemd does with `ListenStream=`: whoever dials while
+    /// the sidecar is replaced waits in the listener's queue.
+    ///
+    /// # Errors
+    /// It was refused, or did not start.
+    pub async fn activated(world: &World, cluster: &Cluster, account: &str, executable: &Path) -> Result<Self> {
+        let folder = world.folder(&format!("{account}.{}", cluster.name))?;
+        let token = cluster.run(&["workload", "token", account]).await?;
+        let file = folder.join("token");
+        secret(&file, token.trim())?;
+        let held = TcpListener::bind(ports::free()?)?;
+        let socks = held.local_addr()?;
+        let text = format!(
+            "token_file = {file:?}\nedge = \"{}\"\nstate_dir = {:?}\n\n[outbound]\nsocks5 = \"{socks}\"\n",
+            cluster.discovery(),
+            folder.join("state")
+        );
+        std::fs::write(folder.join("sidecar.toml"), text)?;
+        let sidecar = run(executable, account, &folder, Some(&held))?;
+        let executable = executable.to_owned();
+        let mut workload =
+            Self { socks, name: account.to_owned(), sidecar, folder, executable, held: Some(held), _app: None };
+        workload.ready().await?;
+        Ok(workload)
     }
 
     /// The same for a service whose application is at `app`; the sidecar runs `executable`.
@@ -106,9 +134,9 @@ impl Workload {
             text.push_str(&format!("[[serve]]\nservice = {service:?}\nport = {port}\napp = \"{address}\"\n"));
         }
         std::fs::write(folder.join("sidecar.toml"), text)?;
-        let sidecar = run(executable, account, &folder)?;
+        let sidecar = run(executable, account, &folder, None)?;
         let executable = executable.to_owned();
-        let mut workload = Self { socks, name: account.to_owned(), sidecar, folder, executable, _app: app };
+        let mut workload = Self { socks, name: account.to_owned(), sidecar, folder, executable, held: None, _app: app };
         workload.ready().await?;
         Ok(workload)
     }
@@ -136,7 +164,7 @@ impl Workload {
     /// # Errors
     /// It did not start.
     pub async fn restart(&mut self) -> Result<()> {
-        self.sidecar = run(&self.executable, &self.name, &self.folder)?;
+        self.sidecar = run(&self.executable, &self.name, &self.folder, self.held.as_ref())?;
         self.ready().await
     }
 
@@ -177,13 +205,13 @@ impl Workload {
     }
 }
 
-fn run(executable: &Path, name: &str, folder: &Path) -> Result<Process> {
+fn run(executable: &Path, name: &str, folder: &Path, held: Option<&TcpListener>) -> Result<Process> {
     let config = folder.join("sidecar.toml");
     let config = config.to_str().context("the temporary folder's path is not UTF-8")?;
-    Process::start(
-        executable,
-        &format!("{name}'s sidecar"),
-        &["sidecar", "--config", config],
-        &folder.join("sidecar.log"),
-    )
+    let (name, arguments, log) =
+        (format!("{name}'s sidecar"), ["sidecar", "--config", config], folder.join("sidecar.log"));
+    match held {
+        None => Process::start(executable, &name, &arguments, &log),
+        Some(held) => Process::start_activated(executable, &name, &arguments, &log, held),
+    }
 }
