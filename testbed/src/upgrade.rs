@@ -126,8 +126,10 @@ impl Report {
 
     /// How many requests failed that were due while the process was replaced, or soon after.
     pub fn failed_during(&self, step: &Replaced) -> usize {
-        let span = step.from..step.to + AFTERMATH;
-        self.seen.failed.iter().filter(|(at, _)| span.contains(at)).count()
+        // What is due once the next one is being replaced is that one's.
+        let next = self.replaced.iter().map(|held| held.from).find(|from| *from > step.from);
+        let end = next.unwrap_or(step.to + AFTERMATH).min(step.to + AFTERMATH);
+        self.seen.failed.iter().filter(|(at, _)| (step.from..end).contains(at)).count()
     }
 
     /// The longest time to an answer.

@@ -4,15 +4,16 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use federation_identity::{LiveSvid, Verifier, token};
-use federation_model::{ConnectionId, DenialReason, Service};
+use federation_model::{ConnectionId, DenialReason, Service, Snapshot};
 use gateway_admin::{Readiness, Sockets, shutdown, telemetry};
 use gateway_dns::Addresses;
-use gateway_proxy::{Control, NoAudit, Notice, Proxy, Told};
+use gateway_proxy::{Control, HOLD, NoAudit, Notice, Proxy, Told};
 use proto::workload::{Extend, Inbound, Serves, Subscribe, Withdraw, feed_request::Request};
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::{Notify, mpsc, watch},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -178,20 +179,22 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     }
     if let Some(listener) = socks5 {
         let (proxy, addresses) = (proxy.clone(), addresses.clone());
-        tasks.spawn(gateway_proxy::listen(listener, doors.clone(), move |stream| {
+        let accept = gateway_proxy::listen(listener, doors.clone(), move |stream| {
             let (proxy, addresses) = (proxy.clone(), addresses.clone());
             async move {
                 // Whatever went wrong was answered and logged by the proxy.
                 let _ = proxy.socks5(stream, |address| addresses.service(address)).await;
             }
-        }));
+        });
+        tasks.spawn(once_lawful(snapshot.clone(), accept));
     }
     if let Some(listener) = inbound {
         let proxy = proxy.clone();
-        tasks.spawn(gateway_proxy::listen(listener, stop.clone(), move |stream| {
+        let accept = gateway_proxy::listen(listener, stop.clone(), move |stream| {
             let proxy = proxy.clone();
             async move { proxy.serve(Box::new(stream)).await }
-        }));
+        });
+        tasks.spawn(once_lawful(snapshot.clone(), accept));
     }
     tasks.spawn({
         let mut snapshot = snapshot.clone();
@@ -220,6 +223,13 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     }
     tasks.shutdown().await;
     Ok(())
+}
+
+/// Lets those who dial wait in the listener's queue until there is a snapshot; without one they would be refused. After
+/// [`HOLD`] they are.
+async fn once_lawful(mut snapshot: watch::Receiver<Option<Arc<Snapshot>>>, accept: impl Future<Output = ()>) {
+    let _ = timeout(HOLD, snapshot.wait_for(Option::is_some)).await;
+    accept.await;
 }
 
 async fn bind(sockets: &Sockets, key: &'static str, address: SocketAddr) -> Result<TcpListener> {
