@@ -3,4 +3,5 @@
 
 pub mod netns;
 pub mod race;
+pub mod upgrade;
 pub mod worlds;

@@ -6,6 +6,7 @@
 mod app;
 mod cli;
 mod cluster;
+mod http;
 mod network;
 mod ports;
 mod process;
@@ -20,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 pub use app::{Conversation, EchoApp, Refused, dial};
 pub use cli::Answer;
 pub use cluster::{Cluster, Plan, link};
+pub use http::{Answered, HttpApp, Load, Seen};
 pub use network::Network;
 pub use process::{Process, hanse, runs};
 pub use workload::{Serving, Workload};

@@ -397,7 +397,8 @@ async fn a_large_store_is_back_in_time_and_a_killed_restore_leaves_all_or_nothin
                 // Nothing is founded in its place.
                 let config = text(west.config())?;
                 let log = west.folder().join("refused.log");
-                let mut refused = Process::start("a gateway", &["gateway", "--config", config], &log)?;
+                let mut refused =
+                    Process::start(west.executable(), "a gateway", &["gateway", "--config", config], &log)?;
                 ensure!(!refused.ended().await?.success(), "a gateway started where a restore was under way");
                 ensure!(refused.output().contains("was interrupted"), "it does not say why: {}", refused.output());
                 ensure!(!path.exists(), "a store was made");

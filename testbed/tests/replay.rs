@@ -4,7 +4,7 @@
 use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use testbed::worlds::{CONVERGE, Cluster, Failure, Plan, Process, World, until};
+use testbed::worlds::{CONVERGE, Cluster, Failure, Plan, Process, World, hanse, until};
 use tokio::time::timeout;
 
 /// Exit codes of docs: wrong usage, and refused by the state of things.
@@ -144,7 +144,8 @@ async fn refuses(cluster: &Cluster, config: &Path) -> Result<String> {
     let log = cluster.folder().join("refused.txt");
     let _ = std::fs::remove_file(&log);
     let config = config.to_str().context("UTF-8")?;
-    let mut process = Process::start("the gateway that must not start", &["gateway", "--config", config], &log)?;
+    let mut process =
+        Process::start(hanse(), "the gateway that must not start", &["gateway", "--config", config], &log)?;
     let status = timeout(CONVERGE, process.ended()).await.context("it runs, and must not")??;
     let words = process.output();
     ensure!(status.code() == Some(FAILED), "exit {status}: {words}");

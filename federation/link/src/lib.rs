@@ -22,6 +22,7 @@ mod error;
 pub mod fuzzing;
 mod intake;
 mod join;
+mod leaving;
 mod limits;
 mod membership;
 mod metrics;
@@ -56,7 +57,10 @@ use federation_model::{
 };
 use federation_store::{Store, StoreError};
 use proto::federation::{Denied, Extend};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use error::{JoinError, LinkError, SessionError, TokenIssueError, TunnelError, WriteError};
@@ -121,6 +125,9 @@ pub enum Event {
     },
     /// A fresh passthrough header for a live connection, and the session's identity over which it came.
     Extend { member: ClusterId, peer: VerifiedPeer, connection: ConnectionId, header: Vec<u8> },
+    /// On the far side of the member, or at its own edge, something ends in good order: these connections from here are to
+    /// be ended at their next quiet moment.
+    Leaving { member: ClusterId, connections: Vec<ConnectionId> },
     /// The last session with a member ended.
     SessionClosed { member: ClusterId },
 }
@@ -158,6 +165,8 @@ pub(crate) struct Shared {
     joining: tokio::sync::Mutex<()>,
     cancel: CancellationToken,
     tasks: TaskTracker,
+    /// When this link was opened.
+    opened: Instant,
 }
 
 impl Shared {
@@ -309,7 +318,8 @@ impl Link {
         // The session in use may be ending as it is taken; its successor is there by then.
         let mut tried = None;
         for _ in 0..2 {
-            let session = self.shared.registry.preferred(&member).filter(|session| tried != Some(session.number));
+            let session = self.shared.registry.preferred(&member);
+            let session = session.filter(|session| tried != Some(session.number) && leaving::stays(session));
             let Some(session) = session else { break };
             tried = Some(session.number);
             match tunnel::open(&session, self.shared.limits.tunnels_max, self.shared.limits.handshake).await {
@@ -339,6 +349,24 @@ impl Link {
     /// Passes a fresh passthrough header for a live connection on to a member's edge. `false` if it cannot be told now.
     pub fn notify_extend(&self, member: ClusterId, connection: ConnectionId, header: Vec<u8>) -> bool {
         self.tell(&member, Frame::Extend(Extend { connection: connection.0.to_vec(), header }))
+    }
+
+    /// Tells every member that this edge goes, so that it opens no more tunnels here and waits for a session with the
+    /// successor. Returns the longest round trip: those on their way come within it.
+    pub fn leave_sessions(&self) -> Duration {
+        leaving::announce(&self.shared)
+    }
+
+    /// Passes on to a member's edge that connections from there shall end at their next quiet moment; at most 1,000.
+    /// `false` if it cannot be told now, or would not understand.
+    pub fn notify_leaving(&self, member: ClusterId, connections: &[ConnectionId]) -> bool {
+        leaving::tell(&self.shared, member, connections)
+    }
+
+    /// Waits until there may be a tunnel toward `member` again. `false` at once if nothing says that there will be: its
+    /// edge did not say within `hold` that it goes, and this link was not opened within it either.
+    pub async fn back(&self, member: ClusterId, hold: Duration) -> bool {
+        leaving::back(&self.shared, member, hold).await
     }
 
     fn tell(&self, member: &ClusterId, frame: Frame) -> bool {

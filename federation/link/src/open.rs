@@ -76,6 +76,7 @@ pub(crate) async fn open(options: Options) -> Result<(Link, Incoming), LinkError
         joining: tokio::sync::Mutex::new(()),
         cancel: CancellationToken::new(),
         tasks: TaskTracker::new(),
+        opened: tokio::time::Instant::now(),
     });
     let replica = load(&shared).await?;
     let arrivals = next_arrival(shared.store.as_ref()).await?;

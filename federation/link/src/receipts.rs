@@ -225,7 +225,7 @@ impl Speaker {
 
     /// Tells one that came all that is known, and everybody soon that it came.
     pub(crate) fn connected(&mut self, shared: &Shared, session: &Session) {
-        if !session.reads_receipts {
+        if !session.spoken.receipts {
             return;
         }
         let all: Vec<_> = shared.receipts.read(|held, _| held.all().cloned().collect());
@@ -252,7 +252,7 @@ fn take(shared: &Shared, signed: &SignedReceipt) {
 }
 
 fn tell<'a>(sessions: impl Iterator<Item = &'a Arc<Session>>, frame: &wire::Receipt) {
-    for session in sessions.filter(|session| session.reads_receipts) {
+    for session in sessions.filter(|session| session.spoken.receipts) {
         session.tell(Frame::Receipt(frame.clone()));
     }
 }

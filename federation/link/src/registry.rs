@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -19,7 +19,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{endpoint::code, limits::SESSIONS_PER_MEMBER_MAX, metrics, wire::Frame};
+use crate::{endpoint::code, limits::SESSIONS_PER_MEMBER_MAX, metrics, session::Spoken, wire::Frame};
 
 /// Locks, and goes on after a panic of another holder: every value here is valid at each step.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -77,8 +77,9 @@ pub(crate) struct Session {
     pub(crate) connection: quinn::Connection,
     /// What the two ends of this connection alone know: how a successor names it.
     pub(crate) exporter: [u8; 32],
-    /// Whether the peer reads receipts.
-    pub(crate) reads_receipts: bool,
+    pub(crate) spoken: Spoken,
+    /// The peer said that its edge goes: no new tunnels here.
+    pub(crate) leaving: AtomicBool,
     pub(crate) control: mpsc::Sender<Frame>,
     pub(crate) replication: mpsc::Sender<Message>,
     pub(crate) standing: Mutex<Standing>,
@@ -144,6 +145,8 @@ pub(crate) struct Past {
     pub(crate) heard: Option<Instant>,
     /// When the last session began.
     pub(crate) began: Option<Instant>,
+    /// When its edge last said that it goes.
+    pub(crate) left: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -219,7 +222,8 @@ impl Registry {
         ::metrics::gauge!(metrics::SESSIONS).set(count as f64);
     }
 
-    /// The session in use with a member: of those dialled by the lower cluster id, the newest; else the newest.
+    /// The session in use with a member: of those whose far end stays, if there are any, and of those dialled by the lower
+    /// cluster id, the newest; else the newest.
     pub(crate) fn preferred(&self, member: &ClusterId) -> Option<Arc<Session>> {
         let inner = lock(&self.inner);
         inner.sessions.get(member)?.iter().max_by_key(|session| self.rank(session)).cloned()
@@ -232,12 +236,12 @@ impl Registry {
         inner.sessions.iter().filter_map(|(member, sessions)| Some((*member, best(sessions)?))).collect()
     }
 
-    fn rank(&self, session: &Session) -> (bool, u64) {
+    fn rank(&self, session: &Session) -> (bool, bool, u64) {
         let by_lower = match session.direction {
             Direction::Dialled => self.own < session.member,
             Direction::Accepted => session.member < self.own,
         };
-        (by_lower, session.number)
+        (!session.leaving.load(Ordering::Relaxed), by_lower, session.number)
     }
 
     pub(crate) fn is_preferred(&self, session: &Session) -> bool {

@@ -10,7 +10,10 @@ mod run;
 pub(crate) use run::bytes;
 
 use std::{
-    sync::{Arc, Mutex, atomic::AtomicU32},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32},
+    },
     time::Duration,
 };
 
@@ -25,6 +28,7 @@ use tracing::Instrument;
 use crate::{
     SessionError, Shared, endpoint,
     endpoint::code,
+    leaving,
     limits::{CONTROL_QUEUE, RENEWS_MAX, REPLICATION_QUEUE},
     metrics, receipts,
     registry::{Direction, Health, Session, Standing, half_way},
@@ -35,7 +39,7 @@ use crate::{
 pub(crate) const VERSION_MIN: u32 = 1;
 pub(crate) const VERSION_MAX: u32 = 1;
 /// Optional features of this edge.
-const FEATURES: [&str; 1] = [receipts::FEATURE];
+const FEATURES: [&str; 2] = [receipts::FEATURE, leaving::FEATURE];
 /// What this edge says of its build.
 pub(crate) const BUILD: &str = concat!("hanse/", env!("CARGO_PKG_VERSION"));
 /// Label of the exporter that names a session (RFC 8446, 7.5).
@@ -98,6 +102,24 @@ fn prove(
     Ok((proved, snapshot))
 }
 
+/// What the peer's greeting said of its build. Only these words decide what it is sent: never the build's own text.
+#[derive(Clone, Debug)]
+pub(crate) struct Spoken {
+    /// It reads receipts.
+    pub(crate) receipts: bool,
+    /// It reads that something on a path leaves.
+    pub(crate) leaving: bool,
+    /// Its build in its own words, fit for a person.
+    pub(crate) build: String,
+}
+
+impl Spoken {
+    fn new(features: &[String], build: &str) -> Self {
+        let named = |wanted: &str| features.iter().any(|feature| feature == wanted);
+        Self { receipts: named(receipts::FEATURE), leaving: named(leaving::FEATURE), build: printable(build) }
+    }
+}
+
 /// When this edge's own SVID ends; `None` while it has none.
 pub(crate) fn own_end(shared: &Shared) -> Option<Timestamp> {
     shared.live_svid.get().map(|svid| svid.not_after())
@@ -140,7 +162,7 @@ pub(crate) async fn begin_dialled(
         wire::write(&mut control.0, hello).await.map_err(|error| closed_or(&connection, error))?;
         match wire::read(&mut control.1, HELLO_BYTES_MAX).await {
             Ok(Frame::HelloAck(ack)) if (VERSION_MIN..=VERSION_MAX).contains(&ack.version) => {
-                Ok((control, ack.features))
+                Ok((control, Spoken::new(&ack.features, &ack.build)))
             }
             Ok(Frame::HelloAck(ack)) => Err(SessionError::Refuse {
                 reason: "version",
@@ -153,7 +175,7 @@ pub(crate) async fn begin_dialled(
             Err(error) => Err(closed_or(&connection, error)),
         }
     };
-    let (control, features) = tokio::time::timeout(limit, greeting)
+    let (control, spoken) = tokio::time::timeout(limit, greeting)
         .await
         .unwrap_or_else(|_| Err(wire::WireError::TimedOut(limit).into()))
         .inspect_err(|error| connection.close(code::PROTOCOL, error.reason().as_bytes()))?;
@@ -161,7 +183,7 @@ pub(crate) async fn begin_dialled(
     wire::write_within(&mut replication.0, Frame::OpenReplication(OpenReplication {}), limit).await?;
     renew(renews, &proved);
     let streams = Streams { control, replication: Some(replication) };
-    Ok(start(shared, connection, proved, Direction::Dialled, &features, streams))
+    Ok(start(shared, connection, proved, Direction::Dialled, spoken, streams))
 }
 
 /// Greets as the one who accepted, and runs the session. A refusal is told to the peer before it is returned.
@@ -181,7 +203,7 @@ pub(crate) async fn begin_accepted(
         }
     };
     let answered = answer(shared, &connection, &mut control, own_end, limit).await;
-    let (proved, features) = match answered {
+    let (proved, spoken) = match answered {
         Ok(answered) => answered,
         Err(error) => {
             refuse(&connection, &mut control.0, &error, limit).await;
@@ -189,7 +211,7 @@ pub(crate) async fn begin_accepted(
         }
     };
     let streams = Streams { control, replication: None };
-    Ok(start(shared, connection, proved, Direction::Accepted, &features, streams))
+    Ok(start(shared, connection, proved, Direction::Accepted, spoken, streams))
 }
 
 async fn answer(
@@ -198,7 +220,7 @@ async fn answer(
     control: &mut (SendStream, RecvStream),
     own_end: Timestamp,
     limit: Duration,
-) -> Result<(Proved, Vec<String>), SessionError> {
+) -> Result<(Proved, Spoken), SessionError> {
     let refuse = |reason: &'static str, detail: String| SessionError::Refuse { reason, detail };
     let hello = match wire::read_within(&mut control.1, HELLO_BYTES_MAX, limit).await? {
         Frame::Hello(hello) => hello,
@@ -235,7 +257,7 @@ async fn answer(
     });
     renew(&renewed.collect::<Vec<_>>(), &proved);
     wire::write_within(&mut control.0, ack, limit).await?;
-    Ok((proved, hello.features))
+    Ok((proved, Spoken::new(&hello.features, &hello.build)))
 }
 
 /// Whether a successor gives at least half as much time again as is left. Every SVID is renewed at half life, so it does
@@ -277,7 +299,7 @@ fn start(
     connection: Connection,
     proved: Proved,
     direction: Direction,
-    features: &[String],
+    spoken: Spoken,
     streams: Streams,
 ) -> Arc<Session> {
     let (control, control_queue) = mpsc::channel(CONTROL_QUEUE);
@@ -293,7 +315,8 @@ fn start(
         direction,
         connection,
         exporter,
-        reads_receipts: features.iter().any(|feature| feature == receipts::FEATURE),
+        spoken,
+        leaving: AtomicBool::new(false),
         control,
         replication,
         standing: Mutex::new(standing),

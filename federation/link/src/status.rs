@@ -65,6 +65,8 @@ pub struct LinkStatus {
     /// The far end of the session in use.
     pub address: Option<SocketAddr>,
     pub rtt: Option<Duration>,
+    /// What the member's edge says of its build, of the session in use.
+    pub build: Option<String>,
     /// The relay over which tunnels go while there is no session.
     pub relay: Option<RelayPath>,
     /// Their clock less ours.
@@ -111,7 +113,7 @@ fn of(shared: &Shared, member: &Member, members: usize) -> LinkStatus {
     let past = shared.registry.past(&member.id);
     let health = preferred.as_ref().map(|session| *lock(&session.health));
     let late = shared.limits.heartbeat * HEARTBEATS_MISSED_MAX;
-    let speaks = preferred.as_ref().is_some_and(|session| session.reads_receipts);
+    let speaks = preferred.as_ref().is_some_and(|session| session.spoken.receipts);
     let said = shared.receipts.read(|receipts, now| receipts.age(&member.id, now));
     // One that does not speak yet has as long for its first word as for any other.
     let began = past.began.map(|began| began.elapsed());
@@ -134,6 +136,7 @@ fn of(shared: &Shared, member: &Member, members: usize) -> LinkStatus {
         direction: preferred.as_ref().map(|session| session.direction),
         address: preferred.as_ref().map(|session| session.connection.remote_address()),
         rtt: health.and_then(|health| health.rtt),
+        build: preferred.as_ref().map(|session| session.spoken.build.clone()),
         relay: if preferred.is_none() && member.state.is_active() { relay_toward(shared, &member.id) } else { None },
         clock_offset_ms: health.and_then(|health| health.clock_offset_ms),
         data_age: data_age(shared, &member.id),
@@ -150,7 +153,7 @@ fn of(shared: &Shared, member: &Member, members: usize) -> LinkStatus {
 /// since anything was heard.
 pub(crate) fn data_age(shared: &Shared, member: &ClusterId) -> Option<Duration> {
     let said = shared.receipts.read(|receipts, now| receipts.age(member, now));
-    if said.is_some() || shared.registry.preferred(member).is_some_and(|session| session.reads_receipts) {
+    if said.is_some() || shared.registry.preferred(member).is_some_and(|session| session.spoken.receipts) {
         return said;
     }
     shared.registry.past(member).heard.map(|heard| heard.elapsed())

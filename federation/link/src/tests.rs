@@ -2,6 +2,7 @@
 
 mod floods;
 mod joining;
+mod leaving;
 mod membership;
 mod partitions;
 mod receipts;

@@ -168,6 +168,7 @@ pub(crate) fn name(frame: &Frame) -> &'static str {
         Frame::JoinRequest(_) => "join_request",
         Frame::JoinAnswer(_) => "join_answer",
         Frame::Receipt(_) => "receipt",
+        Frame::Leaving(_) => "leaving",
     }
 }
 

@@ -164,6 +164,28 @@ pub mod duration {
     }
 }
 
+/// `drain`: how long a program that is told to end waits until what is under way is answered, while it serves as ever.
+pub mod drain {
+    use std::time::Duration;
+
+    /// Unless the configuration says otherwise.
+    pub const fn default() -> Duration {
+        Duration::from_secs(30)
+    }
+
+    /// Longest that can be configured.
+    const MAX: Duration = Duration::from_secs(60 * 60);
+
+    /// # Errors
+    /// What is wrong with the value of the key.
+    pub fn check(value: Duration) -> Result<(), String> {
+        match value <= MAX {
+            true => Ok(()),
+            false => Err(format!("{} is longer than 1h", humantime::format_duration(value))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

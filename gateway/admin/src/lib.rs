@@ -11,8 +11,10 @@ mod page;
 mod readiness;
 mod server;
 pub mod shutdown;
+mod sockets;
 pub mod telemetry;
 
 pub use page::{CELL_BYTES_MAX, ROWS_MAX, Status, StatusPage, Table};
 pub use readiness::{Blocker, Readiness};
 pub use server::{CONNECTION_LIFETIME, CONNECTIONS_MAX, HEADER_TIMEOUT, Inputs, serve};
+pub use sockets::Sockets;

@@ -177,6 +177,8 @@ pub struct LinkState {
     /// Of the peer's edge, as this side sees it; empty while down.
     pub address: String,
     pub rtt: Option<Duration>,
+    /// What the peer's edge says of its build; empty while down.
+    pub build: String,
     /// Who relays to it while there is no session, and the round trip over that member.
     pub relay: Option<(ClusterName, Duration)>,
     /// The peer's clock less ours.
@@ -210,6 +212,10 @@ pub trait Connections: Send + Sync + 'static {
     /// A fresh passthrough header for a connection that lives, from the sidecar `from`. A header that does not verify
     /// changes nothing.
     fn extend(&self, connection: ConnectionId, header: Vec<u8>, from: VerifiedPeer) -> BoxFuture<'_, ()>;
+
+    /// A sidecar of this cluster goes: these connections to it, of whom it says they are, shall end at their next quiet
+    /// moment. Whoever knows a connection's id, 16 random bytes, is on its path.
+    fn leaving(&self, connections: Vec<(ConnectionId, SpiffeId)>);
 }
 
 /// The program itself.

@@ -8,7 +8,7 @@ use federation_model::{
     MESSAGE_RECORDS_MAX, NamespaceName, ServiceId, ServiceName, ServiceRef, Snapshot, Staleness, VerifiedPeer,
 };
 use proto::workload::{
-    Age, Ages, FeedEvent, FeedRequest, Instances, Records, Serves, Subscribe, discovery_server::Discovery,
+    Age, Ages, FeedEvent, FeedRequest, Instances, Records, Serves, Subscribe, Withdraw, discovery_server::Discovery,
     feed_event::Event, feed_request,
 };
 use tokio::{
@@ -34,6 +34,8 @@ pub const SERVES_MAX: usize = 64;
 pub const SERVICES_MAX: usize = 10_000;
 /// Longest passthrough header in bytes.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Most connections in one message of a sidecar that goes.
+const WITHDRAWN_MAX: usize = 1_000;
 /// Most digests in one message.
 const REMOVED_MAX: usize = 10_000;
 /// Least time between two lists of instances: when all sidecars come back at once, each still gets few lists.
@@ -86,7 +88,6 @@ impl Shared {
         let snapshot = snapshots.borrow_and_update().clone().ok_or_else(Refusal::not_ready)?;
         self.not_revoked(&peer, &snapshot)?;
         let (mut registration, mut feed) = self.subscribe(&peer, &account, subscribe, &snapshot).await?;
-        let Registration { denials, replaced, .. } = &mut registration;
         let mut instances = self.registry.changes();
         records.mark_changed();
         let end = Instant::now() + peer.not_after().since(now());
@@ -104,7 +105,7 @@ impl Shared {
                 () = self.stop.cancelled() => {
                     return Err(Refusal::new(Kind::NotReady, "stopping", "the gateway is stopping: connect again"));
                 }
-                () = replaced.cancelled() => {
+                () = registration.replaced.cancelled() => {
                     return Err(Refusal::new(Kind::State, "replaced", "the same sidecar subscribed again"));
                 }
                 () = sleep_until(end) => {
@@ -148,12 +149,16 @@ impl Shared {
                         return Ok(());
                     }
                 }
-                Some(denied) = denials.recv() => {
-                    if !send(events, Event::Denied(denied)).await {
+                Some(notice) = registration.notices.recv() => {
+                    if !send(events, notice).await {
                         return Ok(());
                     }
                 }
                 request = requests.message() => match request {
+                    Ok(Some(FeedRequest { request: Some(feed_request::Request::Withdraw(said)) })) => {
+                        self.registry.withdraw(&registration);
+                        self.withdraw(said)?;
+                    }
                     Ok(Some(request)) => self.extend(request, &peer).await?,
                     // The sidecar closed its side, or is gone.
                     Ok(None) | Err(_) => return Ok(()),
@@ -271,8 +276,26 @@ impl Shared {
                 Err(Refusal::invalid("subscribed_twice", "a feed is subscribed to once: open another"))
             }
             // A newer sidecar's words: it goes on without them.
-            None => Ok(()),
+            Some(feed_request::Request::Withdraw(_)) | None => Ok(()),
         }
+    }
+
+    /// A sidecar goes: its callers are asked to end their connections to it.
+    fn withdraw(&self, said: Withdraw) -> Result<(), Refusal> {
+        if said.connections.len() > WITHDRAWN_MAX {
+            let message = format!("{} connections in one message: at most {WITHDRAWN_MAX}", said.connections.len());
+            return Err(Refusal::invalid("too_many_connections", message));
+        }
+        let mut connections = Vec::with_capacity(said.connections.len());
+        for inbound in &said.connections {
+            let id = ConnectionId::try_from(inbound.connection.as_slice())
+                .map_err(|_| Refusal::invalid("bad_connection", "a connection id has 16 bytes"))?;
+            let source = inbound.source.parse();
+            let source = source.map_err(|error| Refusal::invalid("bad_source", format!("{error}")))?;
+            connections.push((id, source));
+        }
+        self.connections.leaving(connections);
+        Ok(())
     }
 }
 

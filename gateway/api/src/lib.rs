@@ -29,7 +29,7 @@ pub use connection::{CONNECTIONS_MAX, Peer, STRANGER_LIMIT};
 pub use discovery::{SERVES_MAX, SERVICES_MAX, SUBSCRIBE_LIMIT};
 pub use errors::{Kind, Refusal};
 pub use issued::{ISSUED_MAX, Issued, IssuedSvid};
-pub use registry::{DENIALS_MAX, EnrolledBy, FEEDS_MAX, Instance, Registry};
+pub use registry::{EnrolledBy, FEEDS_MAX, Instance, NOTICES_MAX, Registry};
 pub use server::{Api, Inputs, Settings};
 pub use socket::{Access, Socket, SocketError, bind};
 pub use tls::{HANDSHAKE_LIMIT, HANDSHAKES_MAX};

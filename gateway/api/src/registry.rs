@@ -1,5 +1,7 @@
 //! The sidecars of this cluster: who enrolled, who is connected, and what serves what.
 
+mod leaving;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -9,8 +11,11 @@ use std::{
 use federation_model::{
     AccountRef, ConnectionId, InstanceId, NamespaceName, ServiceName, SpiffeId, Timestamp, VerifiedPeer,
 };
-use proto::workload;
-use tokio::sync::{mpsc, watch};
+use proto::workload::{self, feed_event::Event};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Kind, Refusal, metrics};
@@ -19,8 +24,9 @@ use crate::{Kind, Refusal, metrics};
 pub const FEEDS_MAX: usize = 4096;
 /// Most enrolments that are remembered for lists. Beyond it the one that ends first is forgotten.
 const ENROLLED_MAX: usize = 16_384;
-/// Most denials that wait for one sidecar; more are dropped, since it only saves the callers' waiting.
-pub const DENIALS_MAX: usize = 256;
+/// Most notices that wait for one sidecar; more are dropped: a denial only saves the callers' waiting, and what is not
+/// asked to end is cut later.
+pub const NOTICES_MAX: usize = 256;
 
 /// How a workload proved itself the first time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,21 +61,33 @@ struct Inner {
     table: Mutex<Table>,
     /// Counts the changes of what serves what.
     changes: watch::Sender<u64>,
+    /// When this registry began, empty: sidecars are still coming back.
+    began: Instant,
 }
 
 #[derive(Default)]
 struct Table {
     feeds: BTreeMap<InstanceId, Feed>,
     enrolled: BTreeMap<SpiffeId, (EnrolledBy, Timestamp)>,
+    /// When the last instance that served a service said that it goes.
+    left: BTreeMap<(ServiceName, NamespaceName), Instant>,
     generation: u64,
 }
 
 struct Feed {
     peer: VerifiedPeer,
     what: Serving,
-    denials: mpsc::Sender<workload::Denied>,
+    notices: mpsc::Sender<Event>,
     replaced: CancellationToken,
+    /// It said that it goes: nothing new is sent to it.
+    withdrawn: bool,
     generation: u64,
+}
+
+impl Feed {
+    fn instance(&self) -> Option<Instance> {
+        self.what.instance().filter(|_| !self.withdrawn)
+    }
 }
 
 /// What a sidecar says of itself when it subscribes, once it was checked.
@@ -86,7 +104,7 @@ pub(crate) struct Registration {
     registry: Registry,
     instance: InstanceId,
     generation: u64,
-    pub(crate) denials: mpsc::Receiver<workload::Denied>,
+    pub(crate) notices: mpsc::Receiver<Event>,
     /// Cancelled when the same sidecar subscribed again.
     pub(crate) replaced: CancellationToken,
 }
@@ -108,19 +126,19 @@ impl Default for Registry {
 
 impl Registry {
     pub fn new() -> Self {
-        Self(Arc::new(Inner { table: Mutex::default(), changes: watch::Sender::new(0) }))
+        Self(Arc::new(Inner { table: Mutex::default(), changes: watch::Sender::new(0), began: Instant::now() }))
     }
 
     /// Every connected process that serves this service of the own cluster.
     pub fn instances(&self, service: &ServiceName, namespace: &NamespaceName) -> Vec<Instance> {
         let table = self.table();
         let serves = |what: &Serving| what.serves.iter().any(|(name, space)| name == service && space == namespace);
-        table.feeds.values().filter(|feed| serves(&feed.what)).filter_map(|feed| feed.what.instance()).collect()
+        table.feeds.values().filter(|feed| serves(&feed.what)).filter_map(Feed::instance).collect()
     }
 
     /// One connected process.
     pub fn instance(&self, id: &InstanceId) -> Option<Instance> {
-        self.table().feeds.get(id).and_then(|feed| feed.what.instance())
+        self.table().feeds.get(id).and_then(Feed::instance)
     }
 
     /// Changes whenever a process that serves comes or goes.
@@ -142,7 +160,7 @@ impl Registry {
                 reason: reason.to_owned(),
                 detail: detail.to_owned(),
             };
-            let _ = feed.denials.try_send(denied);
+            let _ = feed.notices.try_send(Event::Denied(denied));
         }
     }
 
@@ -166,7 +184,7 @@ impl Registry {
 
     /// Adds a sidecar. One that subscribes again takes its own place.
     pub(crate) fn connect(&self, peer: VerifiedPeer, what: Serving) -> Result<Registration, Refusal> {
-        let (sender, denials) = mpsc::channel(DENIALS_MAX);
+        let (sender, notices) = mpsc::channel(NOTICES_MAX);
         let replaced = CancellationToken::new();
         let instance = what.instance;
         let mut table = self.table();
@@ -184,12 +202,12 @@ impl Registry {
         }
         table.generation += 1;
         let generation = table.generation;
-        let feed = Feed { peer, what, denials: sender, replaced: replaced.clone(), generation };
+        let feed = Feed { peer, what, notices: sender, replaced: replaced.clone(), withdrawn: false, generation };
         table.feeds.insert(instance, feed);
         metrics::feeds(table.feeds.len());
         drop(table);
         self.changed();
-        Ok(Registration { registry: self.clone(), instance, generation, denials, replaced })
+        Ok(Registration { registry: self.clone(), instance, generation, notices, replaced })
     }
 
     /// Everything that serves, for the feed.
@@ -197,7 +215,7 @@ impl Registry {
         let table = self.table();
         let mut all = Vec::new();
         for feed in table.feeds.values() {
-            let Some(instance) = feed.what.instance() else { continue };
+            let Some(instance) = feed.instance() else { continue };
             for (service, namespace) in &feed.what.serves {
                 all.push(workload::Instance {
                     service: service.to_string(),

@@ -89,6 +89,7 @@ pub(crate) fn link_status(reply: &manage::LinkList, now: SystemTime) -> String {
             ("State", link.state.clone()),
             ("Direction", link.direction.clone()),
             ("Address", link.address.clone()),
+            ("Build", link.build.clone()),
             ("Round trip", rtt(link.rtt_us)),
             (
                 "Relayed by",

@@ -1,6 +1,7 @@
 //! The edge: wiring only, in the order in which things start.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::Path,
     sync::{Arc, atomic::AtomicUsize},
@@ -10,11 +11,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use federation_identity::{LiveSvid, Signer, Verifier, seal::Kek, tls, token};
 use federation_link::{Event, Link};
-use federation_model::{Ages, ConnectionId, DenialReason, Endpoint, MemberTerms, Service};
+use federation_model::{Ages, ClusterId, ConnectionId, DenialReason, Endpoint, MemberTerms, Service};
 use federation_store::Store;
 use gateway_admin::{Readiness, shutdown, telemetry};
 use gateway_api::{Access, Api, Issued, Registry};
-use gateway_proxy::{Control, NoAudit, Proxy, Told};
+use gateway_proxy::{Control, NoAudit, Notice, Proxy, Told};
 use nix::unistd::Pid;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use crate::{
     config::{Settings, StoreKind},
     confine,
     dial::EdgeDial,
+    drain::Parting,
     freshness, keys, metrics,
     page::Page,
     relays::Relays,
@@ -32,7 +34,7 @@ use crate::{
     signer, svid,
 };
 
-/// How long everything may take to end after SIGTERM.
+/// How long everything may take to end after it was drained.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Where sidecars come unless the configuration says otherwise: this host only.
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -180,6 +182,8 @@ async fn edge(config: &Path) -> Result<()> {
             None => listener.local_addr()?.to_string(),
         })
     };
+    let parting =
+        Parting { proxy: proxy.clone(), link: link.clone(), registry: registry.clone(), patience: settings.drain };
     let api_settings = gateway_api::Settings {
         cluster: settings.cluster.clone(),
         cluster_id: own,
@@ -217,7 +221,7 @@ async fn edge(config: &Path) -> Result<()> {
     let inputs = gateway_api::Inputs {
         settings: api_settings,
         links: Arc::new(Federation(link.clone())),
-        connections: Arc::new(Passages(proxy.clone())),
+        connections: Arc::new(Passages { proxy: proxy.clone(), registry: registry.clone() }),
         system: Arc::clone(&system),
         signer: Arc::clone(&signer),
         store,
@@ -253,7 +257,7 @@ async fn edge(config: &Path) -> Result<()> {
 
     // What runs on its own.
     tasks.spawn(freshness::watch(link.clone(), readiness.clone(), stop.clone()));
-    tasks.spawn(signer::watch(remote, readiness, stop.clone()));
+    tasks.spawn(signer::watch(remote, readiness.clone(), stop.clone()));
     tasks.spawn(svid::keep(signer, issued, edge_id, ttl, live, stop.clone()));
     tasks.spawn({
         let proxy = proxy.clone();
@@ -312,6 +316,13 @@ async fn edge(config: &Path) -> Result<()> {
             tracing::error!(error = %refusal, "the configuration was not taken; the old one stays in force");
         }
     }
+    // Never done: who is told to go is not ready any more.
+    let _draining = readiness.block("draining");
+    tokio::select! {
+        () = parting.run() => {}
+        // Told again, or that the configuration changed while it goes: the first ends the waiting.
+        signal = next_end(&mut signals) => tracing::warn!(?signal, "told again: it no longer waits for what is under way"),
+    }
     stop.cancel();
     proxy.cut_where(&gateway_proxy::Cut::Shutdown, |_| true);
     let drained = tokio::time::timeout(DRAIN_LIMIT, link.shutdown()).await;
@@ -320,6 +331,15 @@ async fn edge(config: &Path) -> Result<()> {
     }
     tasks.shutdown().await;
     Ok(())
+}
+
+async fn next_end(signals: &mut shutdown::Signals) -> shutdown::Signal {
+    loop {
+        let signal = signals.next().await;
+        if signal.ends() {
+            return signal;
+        }
+    }
 }
 
 async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener> {
@@ -339,6 +359,17 @@ fn handle(proxy: &Proxy, relays: &Relays, event: Event) {
         Event::Extend { member, connection, header, .. } => {
             if let Err(denial) = proxy.extend(connection, &header, Some(member)) {
                 tracing::debug!(%connection, %denial, "extension refused");
+            }
+        }
+        Event::Leaving { member, connections } => {
+            // Of what it relays the relay tells; whose it is then is whoever is behind it.
+            let mut by: BTreeMap<ClusterId, Vec<ConnectionId>> = BTreeMap::new();
+            for connection in connections {
+                let way = relays.way(&connection).filter(|way| way.relay == member);
+                by.entry(way.map_or(member, |way| way.to)).or_default().push(connection);
+            }
+            for (member, connections) in by {
+                proxy.leaving(&connections, Some(member));
             }
         }
         // The tunnels of a session end with it; nothing else stands on it.
@@ -370,5 +401,14 @@ impl Control for Back {
     fn extend(&self, connection: ConnectionId, service: &Service, header: Vec<u8>) {
         let next = self.relays.way(&connection).map_or(service.id.cluster, |way| way.relay);
         self.link.notify_extend(next, connection, header);
+    }
+
+    fn leaving(&self, notice: Notice) {
+        match notice.to {
+            Some(member) => {
+                self.link.notify_leaving(member, &notice.connections);
+            }
+            None => self.registry.leaving(&notice.source, &notice.connections),
+        }
     }
 }

@@ -1,18 +1,18 @@
 //! What the API asks of this program, answered by link and proxy.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use federation_identity::{LiveSvid, SignerError};
 use federation_link::{Link, WriteError};
 use federation_model::{
-    Audience, Body, ClusterId, ClusterName, ConnectionId, Digest, Enforcement, RecordId, Records, Snapshot,
+    Audience, Body, ClusterId, ClusterName, ConnectionId, Digest, Enforcement, RecordId, Records, Snapshot, SpiffeId,
     VerifiedPeer,
 };
 use federation_store::Store;
 use gateway_admin::telemetry::LogControl;
 use gateway_api::{
     BoxFuture, Certificate, Check, CheckState, Connections, Departed, Direction, IssuedToken, Joined, Kind, LinkPhase,
-    LinkState, Links, Probed, Refusal, System, TokenState, TokenSummary,
+    LinkState, Links, Probed, Refusal, Registry, System, TokenState, TokenSummary,
 };
 use gateway_proxy::Proxy;
 use tokio::{sync::watch, time::Instant};
@@ -187,6 +187,7 @@ pub(crate) fn link_state(status: federation_link::LinkStatus) -> LinkState {
         }),
         address: status.address.map(|address| address.to_string()).unwrap_or_default(),
         rtt: status.rtt,
+        build: status.build.unwrap_or_default(),
         relay: status.relay.map(|way| (way.name, way.rtt)),
         clock_offset_ms: status.clock_offset_ms.unwrap_or_default(),
         data_age: status.data_age,
@@ -202,19 +203,35 @@ pub(crate) fn link_state(status: federation_link::LinkStatus) -> LinkState {
 }
 
 /// The connections that this edge passes on.
-pub(crate) struct Passages(pub(crate) Proxy);
+pub(crate) struct Passages {
+    pub(crate) proxy: Proxy,
+    pub(crate) registry: Registry,
+}
 
 impl Connections for Passages {
     fn count(&self) -> u64 {
-        self.0.connections().count() as u64
+        self.proxy.connections().count() as u64
     }
 
     fn extend(&self, connection: ConnectionId, header: Vec<u8>, _from: VerifiedPeer) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            if let Err(denial) = self.0.extend(connection, &header, None) {
+            if let Err(denial) = self.proxy.extend(connection, &header, None) {
                 tracing::debug!(%connection, %denial, "extension refused");
             }
         })
+    }
+
+    fn leaving(&self, connections: Vec<(ConnectionId, SpiffeId)>) {
+        let ids: Vec<_> = connections.iter().map(|(id, _)| *id).collect();
+        self.proxy.leaving(&ids, None);
+        // Callers of this cluster come straight, past this edge; of another's connections their sidecars know nothing.
+        let mut direct: BTreeMap<SpiffeId, Vec<ConnectionId>> = BTreeMap::new();
+        for (id, source) in connections {
+            direct.entry(source).or_default().push(id);
+        }
+        for (source, ids) in direct {
+            self.registry.leaving(&source, &ids);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use federation_model::{
     Accept, AccountName, AccountRef, Approval, ClusterName, Endpoint, NamespaceName, Relay, TrustDomain,
 };
-use gateway_admin::config::{Admin, Log, SettingsError};
+use gateway_admin::config::{Admin, Log, SettingsError, drain};
 use serde::Deserialize;
 
 /// Shortest life of an SVID that can be configured: below it renewal has no time to be retried.
@@ -41,6 +41,10 @@ pub struct Config {
     /// `sled` (default) or `memory` (forgets everything at exit: for trials).
     #[serde(default)]
     pub store: StoreKind,
+    /// How long an edge that is told to end waits until what is under way is answered, while it serves as ever. Default
+    /// 30 s, at most 1 h. After that others are told, and 5 s later what is left is cut.
+    #[serde(default = "drain::default", deserialize_with = "gateway_admin::config::duration::deserialize")]
+    pub drain: Duration,
     /// Unix socket of the manage API and of enrolment by uid. Default [`SOCKET_DEFAULT`], where the command line looks.
     pub socket: Option<PathBuf>,
     #[serde(default)]
@@ -207,6 +211,7 @@ pub struct Settings {
     pub data_dir: PathBuf,
     pub kek_file: PathBuf,
     pub store: StoreKind,
+    pub drain: Duration,
     pub socket: PathBuf,
     pub federation_listen: Option<SocketAddr>,
     pub advertise: Vec<Endpoint>,
@@ -238,6 +243,7 @@ impl Settings {
         let keys = [
             ("cluster", self.cluster != running.cluster),
             ("trust_domain", self.trust_domain != running.trust_domain),
+            ("drain", self.drain != running.drain),
             ("data_dir", self.data_dir != running.data_dir),
             ("kek_file", self.kek_file != running.kek_file),
             ("store", self.store != running.store),
@@ -275,6 +281,7 @@ impl Config {
         if !(SVID_TTL_MIN..=SVID_TTL_MAX).contains(&ttl) {
             return Err(wrong("svid.ttl", format!("{} is outside 4s to 24h", humantime::format_duration(ttl))));
         }
+        drain::check(self.drain).map_err(|message| wrong("drain", message))?;
         self.log.check().map_err(|message| wrong("log.format", message))?;
         let listen = self.federation.listen;
         let mut advertise = Vec::new();
@@ -337,6 +344,7 @@ impl Config {
             trust_domain,
             kek_file,
             store: self.store,
+            drain: self.drain,
             federation_listen: listen,
             advertise,
             accept: self.federation.accept.into(),
@@ -405,6 +413,7 @@ mod tests {
             ("cluster = \"We st\"\ndata_dir = \"/d\"", "cluster: cluster name"),
             ("data_dir = \"/d\"", "missing field `cluster`"),
             (&format!("{base}trust_domain = \"West\""), "trust_domain: \"West\""),
+            (&format!("{base}drain = \"2h\""), "drain: 2h is longer than 1h"),
             (&format!("{base}[svid]\nttl = \"1s\""), "svid.ttl: 1s is outside 4s to 24h"),
             (&format!("{base}[svid]\nttl = \"soon\""), "\"soon\""),
             (&format!("{base}[svid]\nttI = \"1h\""), "did you mean `ttl`?"),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use federation_link::Link;
 use federation_model::{ClusterId, Denial, DenialReason, TrustDomain};
 use gateway_api::Registry;
-use gateway_proxy::{BoxFuture, BoxStream, Dial, Leave, Route};
+use gateway_proxy::{BoxFuture, BoxStream, Dial, HOLD, Leave, Route};
 use tokio::net::TcpStream;
 
 use crate::relays::Relays;
@@ -57,6 +57,18 @@ impl Dial for EdgeDial {
             // Requests and answers are often one segment; waiting to fill it costs a delayed acknowledgement.
             let _ = stream.set_nodelay(true);
             Ok(Box::new(stream) as BoxStream)
+        })
+    }
+
+    fn back<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let id = &route.service.id;
+            match (id.cluster == self.own, route.instance) {
+                (false, _) => self.link.back(id.cluster, HOLD).await,
+                // The very process that was asked for is not replaced by another.
+                (true, Some(_)) => false,
+                (true, None) => self.registry.back(&id.service, &id.namespace, HOLD).await,
+            }
         })
     }
 }

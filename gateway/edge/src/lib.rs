@@ -12,6 +12,7 @@ pub mod backup;
 pub mod config;
 mod confine;
 mod dial;
+mod drain;
 mod freshness;
 mod keys;
 mod metrics;

@@ -34,7 +34,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use crate::{app::DRAIN_LIMIT, backup, config::Settings, confine};
+use crate::{app::DRAIN_LIMIT, backup, config::Settings, confine, drain};
 
 /// How many times in a row an edge may die within [`SETTLED`] of its start.
 const DEATHS_MAX: u32 = 20;
@@ -47,7 +47,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long the parts of a gateway that was killed may take to be gone.
 const PREDECESSORS_LIMIT: Duration = Duration::from_secs(3);
 /// How long an edge may take to end beyond what it gives itself.
-const END_LIMIT: Duration = DRAIN_LIMIT.saturating_add(Duration::from_secs(2));
+const END_SLACK: Duration = Duration::from_secs(2);
 /// What a Rust program ends with after a panic.
 const PANICKED: i32 = 101;
 
@@ -74,7 +74,7 @@ pub async fn run(config: &Path, check: bool) -> Result<ExitCode> {
         tokio::select! {
             signal = signals.next() => {
                 if signal.ends() {
-                    break edge.end().await?;
+                    break end(&mut edge, &mut signals, &settings).await?;
                 }
                 edge.tell(signal);
             }
@@ -141,6 +141,18 @@ pub(crate) async fn with_signer<T>(
     };
     part.kill().await;
     outcome
+}
+
+/// Asks the edge to end and waits for it. Told again, it passes that on.
+async fn end(edge: &mut Part, signals: &mut Signals, settings: &Settings) -> Result<ExitCode> {
+    edge.tell(Signal::Terminate);
+    let until = Instant::now() + drain::limit(settings.drain) + DRAIN_LIMIT + END_SLACK;
+    loop {
+        tokio::select! {
+            ended = edge.ended(until.saturating_duration_since(Instant::now())) => return ended,
+            signal = signals.next() => edge.tell(signal),
+        }
+    }
 }
 
 fn exit_code(code: i32) -> ExitCode {
@@ -217,12 +229,11 @@ impl Part {
         }
     }
 
-    /// Asks it to end and waits.
-    async fn end(&mut self) -> Result<ExitCode> {
-        self.tell(Signal::Terminate);
+    /// Waits until it has ended, at most for `limit`.
+    async fn ended(&mut self, limit: Duration) -> Result<ExitCode> {
         let Some(child) = &mut self.child else { return Ok(ExitCode::SUCCESS) };
-        let Ok(status) = timeout(END_LIMIT, child.wait()).await else {
-            tracing::error!(part = self.verb, limit = ?END_LIMIT, "did not end in time and is killed");
+        let Ok(status) = timeout(limit, child.wait()).await else {
+            tracing::error!(part = self.verb, ?limit, "did not end in time and is killed");
             return Ok(exit_code(5));
         };
         self.child = None;

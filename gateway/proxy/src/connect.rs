@@ -19,11 +19,11 @@ use crate::{
     dial::{self, Leave},
     frame::{Answer, Exporter, Opening, VERSION},
     handshake::{self, Answered, ClientSide, Refused},
-    renewal,
+    leaving, renewal,
     report::{Asked, End},
     route::{Next, Route},
     splice::splice,
-    stream::{BoxStream, Stream},
+    stream::{BoxStream, Stream, farewell},
 };
 
 /// A connection whose TLS is up and whose frame is sent; the server has not answered yet.
@@ -153,7 +153,7 @@ pub(crate) async fn establish(
 ) -> Result<ClientSide, Refusal> {
     let limits = &core.inputs.limits;
     let route = Route { service, next: Next::Mesh, instance, connection };
-    let stream = dial::dial(&*core.inputs.dial, Leave::Permit(permit), &route, limits).await?;
+    let stream = dial::dial(core, Leave::Permit(permit), &route).await?;
     let name = &route.service.name;
     let mut side = handshake::client(core, stream, own, name, expected, connection, instance).await?;
     let opening =
@@ -181,7 +181,8 @@ pub(crate) async fn carry<S: Stream>(core: &Arc<Core>, mut client: S, opened: Op
     let mut permitted = false;
     let mut outcome: Result<End, Refused> = {
         let carried = splice(&mut client, &mut server, &connection, limits);
-        tokio::pin!(carried);
+        let quiet = leaving::quiet(&connection);
+        tokio::pin!(carried, quiet);
         loop {
             tokio::select! {
                 biased;
@@ -194,6 +195,7 @@ pub(crate) async fn carry<S: Stream>(core: &Arc<Core>, mut client: S, opened: Op
                     Err(refused) => break Err(refused),
                 },
                 end = &mut carried => break Ok(End::from(end)),
+                () = &mut quiet, if permitted => break Ok(End::WoundUp),
                 () = sleep_until(until), if !permitted => {
                     let detail = format!("the destination did not answer within {:?}", limits.answer_timeout);
                     break Err(Refused { reason: DenialReason::Unreachable, word: "answer_timeout", detail });
@@ -214,9 +216,17 @@ pub(crate) async fn carry<S: Stream>(core: &Arc<Core>, mut client: S, opened: Op
             Err(refused) => outcome = Err(refused),
         }
     }
-    if !matches!(outcome, Ok(End::Closed)) {
-        client.reset();
-        server.reset();
+    match outcome {
+        Ok(End::Closed) => {}
+        Ok(End::WoundUp) => {
+            // An end, not a break. What the application may be sending at this moment goes nowhere.
+            let _ = client.shutdown().await;
+            farewell(&mut server, &[]).await;
+        }
+        _ => {
+            client.reset();
+            server.reset();
+        }
     }
     drop((client, server));
     let source = connection.state().peer.id().clone();
@@ -302,6 +312,7 @@ impl Core {
     pub(crate) async fn why(&self, connection: &Registered, end: End) -> End {
         let odd = match &end {
             End::Broken(_) => true,
+            End::WoundUp => false,
             End::Closed => connection.to_client.load(std::sync::atomic::Ordering::Relaxed) == 0,
             End::Cut(_) => false,
         };

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -179,6 +179,13 @@ pub(crate) struct Connection {
     pub(crate) opened: Instant,
     pub(crate) to_server: AtomicU64,
     pub(crate) to_client: AtomicU64,
+    /// What went through last went to the client.
+    pub(crate) answered: AtomicBool,
+    /// Nothing that came waits to be delivered.
+    pub(crate) idle: AtomicBool,
+    /// Somebody asked for its end at a quiet moment.
+    pub(crate) leaving: AtomicBool,
+    pub(crate) asked: Notify,
     state: Mutex<State>,
     ended: CancellationToken,
     why: OnceLock<Cut>,
@@ -299,6 +306,10 @@ impl Connections {
             opened: Instant::now(),
             to_server: AtomicU64::new(0),
             to_client: AtomicU64::new(0),
+            answered: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            asked: Notify::new(),
             state: Mutex::new(State {
                 peer: new.peer,
                 deadline: new.deadline,

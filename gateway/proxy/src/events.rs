@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use federation_model::{ClusterId, ConnectionId, DenialReason, Digest, RecordId, Service, SpiffeId, Timestamp};
 
-use crate::connections::Direction;
+use crate::{connections::Direction, leaving::Notice};
 
 /// Names one access event, so that a denial seen at one end can be found in the log of the other.
 pub type AuditId = [u8; 16];
@@ -103,4 +103,8 @@ pub trait Control: Send + Sync + 'static {
     /// Passes a fresh header on toward `service`: a sidecar to its edge, an edge to the edge of the service's cluster
     /// (and to nobody if that is its own).
     fn extend(&self, connection: ConnectionId, service: &Service, header: Vec<u8>);
+
+    /// Passes on toward their source that connections shall end at their next quiet moment, since something on their
+    /// path goes: an edge to the member they came from or to its sidecars, a sidecar to its edge.
+    fn leaving(&self, notice: Notice);
 }

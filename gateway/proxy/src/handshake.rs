@@ -82,7 +82,9 @@ pub(crate) async fn client(
     let mut greeting = header;
     greeting.extend_from_slice(&hello);
 
-    let until = Instant::now() + inputs.limits.handshake_timeout;
+    // An edge on the way may hold the stream until its next hop is back.
+    let limit = inputs.limits.handshake_timeout + inputs.limits.hold;
+    let until = Instant::now() + limit;
     let broke = |error: io::Error| {
         let (reason, word) = tls_fault(&error);
         refuse(reason).because(word, &error)
@@ -96,7 +98,7 @@ pub(crate) async fn client(
     let tls = match finished.await {
         Ok(finished) => finished.map_err(broke)?,
         Err(_) => {
-            let detail = format!("TLS did not finish within {:?}", inputs.limits.handshake_timeout);
+            let detail = format!("TLS did not finish within {limit:?}");
             return Err(refuse(DenialReason::Unreachable).because("handshake_timeout", detail));
         }
     };

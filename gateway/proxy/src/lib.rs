@@ -29,6 +29,7 @@ pub mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod handshake;
+mod leaving;
 mod limits;
 pub mod metrics;
 mod pass;
@@ -47,6 +48,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use federation_identity::{LiveSvid, Verifier};
@@ -62,7 +64,8 @@ pub use accept::{listen, socks5::SocksError};
 pub use connections::{ConnectionSummary, Connections, Cut, Direction};
 pub use dial::{BoxFuture, Dial, Leave};
 pub use events::{Access, AccessEvent, AuditId, AuditSink, Control, NoAudit, Told};
-pub use limits::{CONNECTIONS_MAX, HANDSHAKES_MAX, HELLO_BYTES_MAX, Limits, RENEWALS_MAX, SEEN_MAX};
+pub use leaving::{NOTICE_MAX, Notice, WIND_UP_MAX};
+pub use limits::{CONNECTIONS_MAX, HANDSHAKES_MAX, HELD_MAX, HELLO_BYTES_MAX, HOLD, Limits, RENEWALS_MAX, SEEN_MAX};
 pub use route::{Next, Route};
 pub use stream::{BoxStream, Stream, boxed};
 
@@ -93,6 +96,8 @@ pub(crate) struct Core {
     pub(crate) inputs: Inputs,
     pub(crate) connections: Arc<Connections>,
     pub(crate) unproved: Arc<Semaphore>,
+    /// Places for those that wait until their next hop is back.
+    pub(crate) held: Semaphore,
     pub(crate) seen: seen::Seen,
     pub(crate) unproved_lines: report::Lines,
     /// Whether somebody cuts what is to be cut. Without it nothing is let through.
@@ -107,6 +112,7 @@ impl Proxy {
             inputs,
             connections: Arc::new(Connections::new(limits.connections)),
             unproved: Arc::new(Semaphore::new(limits.handshakes.min(Semaphore::MAX_PERMITS))),
+            held: Semaphore::new(limits.held.min(Semaphore::MAX_PERMITS)),
             seen: seen::Seen::default(),
             unproved_lines: report::Lines::default(),
             enforcing: AtomicBool::new(false),
@@ -181,6 +187,24 @@ impl Proxy {
         detail: &str,
     ) -> bool {
         enforce::told(&self.0, connection, from, reason, detail)
+    }
+
+    /// Waits until each connection that lives now was quiet once or has ended, at most for `limit`; others may begin
+    /// meanwhile. Returns how many never were quiet.
+    pub async fn settle(&self, limit: Duration) -> usize {
+        leaving::settle(&self.0, limit).await
+    }
+
+    /// Asks every connection to end at its next quiet moment that was not asked yet: this process is about to go. They
+    /// are ended where they began, which is told them by [`Control::leaving`]. Returns how many these were.
+    pub fn wind_up(&self) -> usize {
+        leaving::ask(&self.0, self.0.connections.all())
+    }
+
+    /// Takes word from a later hop that connections shall end at their next quiet moment, and passes it on to where they
+    /// began, or ends them if that is here. `from` as in [`Proxy::denied`]; at most [`NOTICE_MAX`] are looked at.
+    pub fn leaving(&self, connections: &[ConnectionId], from: Option<ClusterId>) -> usize {
+        leaving::heard(&self.0, connections, from)
     }
 
     /// Cuts every connection that a caller picks, with a reason for log and audit. Returns how many.

@@ -15,6 +15,11 @@ pub const RENEWALS_MAX: usize = 32;
 /// Most connection ids that are remembered against replays.
 pub const SEEN_MAX: usize = 1 << 18;
 
+/// Most connections that wait until their next hop is back.
+pub const HELD_MAX: usize = 4_096;
+/// How long a connection may wait until its next hop is back: an edge or an instance that is replaced is away for less.
+pub const HOLD: Duration = Duration::from_secs(10);
+
 /// What a program may set. The defaults suit production; tests shorten them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -36,6 +41,10 @@ pub struct Limits {
     pub write_stall: Duration,
     /// How long a connection of which one direction has ended may stay silent in the other. Default 60 s.
     pub half_close: Duration,
+    /// How long a new connection may wait for a next hop that went and is expected back, tries included. Default [`HOLD`].
+    pub hold: Duration,
+    /// Most connections that wait so. Default [`HELD_MAX`]; the next one is refused at once.
+    pub held: usize,
     /// How long to wait, after a stream broke in its handshake, for an edge to say why. Default 300 ms.
     pub told_grace: Duration,
 }
@@ -51,6 +60,8 @@ impl Default for Limits {
             answer_timeout: Duration::from_secs(10),
             write_stall: Duration::from_secs(5 * 60),
             half_close: Duration::from_secs(60),
+            hold: HOLD,
+            held: HELD_MAX,
             told_grace: Duration::from_millis(300),
         }
     }

@@ -19,6 +19,8 @@ pub const SETUP_SECONDS: &str = "gateway_proxy_setup_seconds";
 pub const RENEWALS_TOTAL: &str = "gateway_proxy_renewals_total";
 /// Inbound connections that were dropped unheard because too many had not proved who they are.
 pub const UNHEARD_TOTAL: &str = "gateway_proxy_unheard_total";
+/// New connections that waited for a next hop to come back.
+pub const HELD_TOTAL: &str = "gateway_proxy_held_total";
 
 /// Tells the exporter what the figures mean. To be called once, after the recorder is installed.
 pub fn describe() {
@@ -29,6 +31,7 @@ pub fn describe() {
     describe_histogram!(SETUP_SECONDS, Unit::Seconds, "Time from accept to the decision.");
     describe_counter!(RENEWALS_TOTAL, Unit::Count, "Renewals of live connections by side and result.");
     describe_counter!(UNHEARD_TOTAL, Unit::Count, "Connections dropped because too many were unproved.");
+    describe_counter!(HELD_TOTAL, Unit::Count, "New connections that waited for a next hop to come back.");
 }
 
 pub(crate) fn decided(direction: Direction, decision: &'static str, reason: &'static str, since: Instant) {
@@ -58,4 +61,8 @@ pub(crate) fn renewal(side: &'static str, result: &'static str, count: usize) {
 
 pub(crate) fn unheard() {
     counter!(UNHEARD_TOTAL).increment(1);
+}
+
+pub(crate) fn held() {
+    counter!(HELD_TOTAL).increment(1);
 }

@@ -96,7 +96,7 @@ async fn admit(
     let mut server = tokio::select! {
         biased;
         cut = connection.ended() => return Err(cut.refusal(passage.source(), &route.service.name)),
-        dialled = dial::dial(&*core.inputs.dial, Leave::Passage(&passage), &route, &core.inputs.limits) => dialled?,
+        dialled = dial::dial(core, Leave::Passage(&passage), &route) => dialled?,
     };
     let broke = |error: &dyn std::fmt::Display| {
         Refusal::new(DenialReason::Unreachable, Some(passage.source()), &route.service.name)

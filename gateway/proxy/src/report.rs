@@ -58,6 +58,8 @@ pub(crate) enum End {
     Closed,
     Broken(Broken),
     Cut(Cut),
+    /// At a quiet moment, since something on its path goes.
+    WoundUp,
 }
 
 impl Core {
@@ -126,6 +128,7 @@ impl Core {
             End::Closed => (Access::Closed, None, String::new()),
             End::Broken(broken) => (Access::Closed, Some(broken.reason()), broken.to_string()),
             End::Cut(cut) => (Access::Cut, Some(cut.reason()), cut.detail()),
+            End::WoundUp => (Access::Closed, Some("wound_up"), "a part of its path is replaced".to_owned()),
         };
         let mut event = self.event(connection, access, reason, detail);
         if let End::Cut(Cut::Denied(denial)) = end {

@@ -143,7 +143,7 @@ async fn admit(
     let dialled = tokio::select! {
         biased;
         cut = connection.ended() => Err(cut.refusal(&source, &name)),
-        dialled = dial::dial(&*core.inputs.dial, Leave::Permit(&permit), &route, &core.inputs.limits) => dialled,
+        dialled = dial::dial(core, Leave::Permit(&permit), &route) => dialled,
     };
     let application = match dialled {
         Ok(application) => application,

@@ -9,7 +9,7 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -61,12 +61,13 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut up = Half::new(&connection.to_server);
-    let mut down = Half::new(&connection.to_client);
+    let mut up = Half::new(&connection.to_server, Toward::Server, &connection.answered);
+    let mut down = Half::new(&connection.to_client, Toward::Client, &connection.answered);
     let mut watch = Watchdog::default();
     poll_fn(|cx| {
         let going_up = up.poll(client, server, cx).map_err(|side| side.broken(Broken::Client, Broken::Server))?;
         let going_down = down.poll(server, client, cx).map_err(|side| side.broken(Broken::Server, Broken::Client))?;
+        connection.idle.store(!up.blocked && !down.blocked, Ordering::Relaxed);
         if going_up.is_ready() && going_down.is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -136,6 +137,12 @@ enum Phase {
     Done,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Toward {
+    Server,
+    Client,
+}
+
 /// One direction.
 struct Half<'a> {
     phase: Phase,
@@ -148,11 +155,15 @@ struct Half<'a> {
     /// Steps forward, for the watchdog.
     passed: u64,
     count: &'a AtomicU64,
+    toward: Toward,
+    /// Whether the last byte of either direction went to the client.
+    answered: &'a AtomicBool,
 }
 
 impl<'a> Half<'a> {
-    fn new(count: &'a AtomicU64) -> Self {
-        Self { phase: Phase::Open, left: Vec::new(), at: 0, flush: false, blocked: false, passed: 0, count }
+    fn new(count: &'a AtomicU64, toward: Toward, answered: &'a AtomicBool) -> Self {
+        let left = Vec::new();
+        Self { phase: Phase::Open, left, at: 0, flush: false, blocked: false, passed: 0, count, toward, answered }
     }
 
     fn poll<R, W>(&mut self, reader: &mut R, writer: &mut W, cx: &mut Context<'_>) -> Poll<Result<(), Side>>
@@ -243,6 +254,7 @@ impl<'a> Half<'a> {
         self.passed += 1;
         self.flush = true;
         self.count.fetch_add(taken as u64, Ordering::Relaxed);
+        self.answered.store(self.toward == Toward::Client, Ordering::Relaxed);
         Ok(bytes.get(taken..).unwrap_or_default())
     }
 }

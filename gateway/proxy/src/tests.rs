@@ -4,6 +4,7 @@ mod attacks;
 mod chain;
 mod cuts;
 mod leases;
+mod leaving;
 mod renewals;
 mod socks;
 pub(crate) mod world;

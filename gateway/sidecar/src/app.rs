@@ -4,15 +4,16 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use federation_identity::{LiveSvid, Verifier, token};
-use federation_model::{Ages, ConnectionId, DenialReason, Service};
-use gateway_admin::{Readiness, shutdown, telemetry};
+use federation_model::{Ages, ConnectionId, DenialReason, Service, Snapshot};
+use gateway_admin::{Readiness, Sockets, shutdown, telemetry};
 use gateway_dns::Addresses;
-use gateway_proxy::{Control, NoAudit, Proxy, Told};
-use proto::workload::{Serves, Subscribe};
+use gateway_proxy::{Control, HOLD, NoAudit, Notice, Proxy, Told};
+use proto::workload::{Extend, Inbound, Serves, Subscribe, Withdraw, feed_request::Request};
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::{Notify, mpsc, watch},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,8 +21,10 @@ use crate::{
     ages::Heard,
     config::Settings,
     dial::SidecarDial,
-    feed::{EXTENSIONS_MAX, Feed, Instances},
+    drain,
+    feed::{Feed, Instances, OUTGOING_MAX},
     identity, loopback,
+    presence::Presence,
     state::State,
 };
 
@@ -37,6 +40,7 @@ const DRAIN_STEP: std::time::Duration = std::time::Duration::from_millis(10);
 /// # Errors
 /// The configuration is wrong, an address is taken, or the edge refuses this workload for good.
 pub async fn run(config: &Path, check: bool) -> Result<()> {
+    let sockets = Sockets::handed();
     let settings = Settings::load(config)?;
     if check {
         println!("{}: a sidecar's configuration, all understood", config.display());
@@ -44,6 +48,8 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     }
     let _log = telemetry::init(settings.log.format.parse()?, &settings.log.level)?;
     let stop = CancellationToken::new();
+    // Closes what applications dial, before the rest stops.
+    let doors = stop.child_token();
     let mut tasks = JoinSet::new();
     let readiness = Readiness::new();
     let enrolled = readiness.block("enrolment");
@@ -53,21 +59,23 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     let state = State::open(&settings.state_dir)?;
     let inbound = match (settings.inbound.listen, settings.serves.is_empty()) {
         (None, true) => None,
-        (listen, _) => Some(bind("inbound.listen", listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))).await?),
+        (listen, _) => {
+            Some(bind(&sockets, "inbound.listen", listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))).await?)
+        }
     };
     let socks5 = match settings.outbound.socks5 {
-        Some(address) => Some(bind("outbound.socks5", address).await?),
+        Some(address) => Some(bind(&sockets, "outbound.socks5", address).await?),
         None => None,
     };
     let dns = match settings.dns_listen {
         Some(address) => {
             let udp = UdpSocket::bind(address).await.with_context(|| format!("dns.listen {address} (UDP)"))?;
-            Some((udp, bind("dns.listen", address).await?))
+            Some((udp, bind(&sockets, "dns.listen", address).await?))
         }
         None => None,
     };
     if let Some(address) = settings.admin_listen {
-        let listener = bind("admin.listen", address).await?;
+        let listener = bind(&sockets, "admin.listen", address).await?;
         let exporter = gateway_admin::metrics::install("sidecar", env!("CARGO_PKG_VERSION"))?;
         gateway_proxy::metrics::describe();
         gateway_dns::metrics::describe();
@@ -107,9 +115,10 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         move |cluster| heard.age(cluster)
     });
     let (snapshot_sender, snapshot) = watch::channel(None);
-    let (extend_sender, extensions) = mpsc::channel(EXTENSIONS_MAX);
+    let (requests, outgoing) = mpsc::channel(OUTGOING_MAX);
+    let presence = Presence::new();
     let (refused_sender, mut refused) = mpsc::channel(REFUSED_MAX);
-    let dial = SidecarDial::new(home_seen.clone(), settings.serves.clone(), instances.clone());
+    let dial = SidecarDial::new(home_seen.clone(), settings.serves.clone(), instances.clone(), presence.clone());
     let proxy = Proxy::new(gateway_proxy::Inputs {
         snapshot: snapshot.clone(),
         ages: ages.clone(),
@@ -117,7 +126,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         svid: live.clone(),
         dial: Arc::new(dial),
         audit: Arc::new(NoAudit),
-        control: Arc::new(ToEdge(extend_sender)),
+        control: Arc::new(ToEdge(requests.clone())),
         instance,
         limits: gateway_proxy::Limits::default(),
     });
@@ -141,7 +150,9 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         instances,
         heard,
         snapshot: snapshot_sender,
-        extensions,
+        outgoing,
+        presence,
+        proxy: proxy.clone(),
         refused: refused_sender,
     };
     tasks.spawn(feed.run(stop.clone()));
@@ -170,7 +181,7 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
         state,
         settings.outbound.loopback,
         proxy.clone(),
-        stop.clone(),
+        doors.clone(),
     ));
     if let Some((udp, tcp)) = dns {
         let inputs = gateway_dns::Inputs { snapshot: snapshot.clone(), addresses: addresses.clone(), ages };
@@ -178,20 +189,22 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     }
     if let Some(listener) = socks5 {
         let (proxy, addresses) = (proxy.clone(), addresses.clone());
-        tasks.spawn(gateway_proxy::listen(listener, stop.clone(), move |stream| {
+        let accept = gateway_proxy::listen(listener, doors.clone(), move |stream| {
             let (proxy, addresses) = (proxy.clone(), addresses.clone());
             async move {
                 // Whatever went wrong was answered and logged by the proxy.
                 let _ = proxy.socks5(stream, |address| addresses.service(address)).await;
             }
-        }));
+        });
+        tasks.spawn(once_lawful(snapshot.clone(), accept));
     }
     if let Some(listener) = inbound {
         let proxy = proxy.clone();
-        tasks.spawn(gateway_proxy::listen(listener, stop.clone(), move |stream| {
+        let accept = gateway_proxy::listen(listener, stop.clone(), move |stream| {
             let proxy = proxy.clone();
             async move { proxy.serve(Box::new(stream)).await }
-        }));
+        });
+        tasks.spawn(once_lawful(snapshot.clone(), accept));
     }
     tasks.spawn({
         let mut snapshot = snapshot.clone();
@@ -205,6 +218,12 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
 
     let signal = shutdown::signal().await?;
     tracing::info!(?signal, connections = proxy.connections().count(), "ending");
+    // Never done: who is told to go is not ready any more.
+    let _draining = readiness.block("draining");
+    tokio::select! {
+        () = drain::run(&proxy, settings.drain, &doors, &requests) => {}
+        signal = shutdown::signal() => tracing::warn!(?signal, "told again: it no longer waits for what is under way"),
+    }
     stop.cancel();
     proxy.cut_where(&gateway_proxy::Cut::Shutdown, |_| true);
     // Those that were cut still tell their ends so; the kernel does the rest.
@@ -216,20 +235,36 @@ pub async fn run(config: &Path, check: bool) -> Result<()> {
     Ok(())
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
+/// Lets those who dial wait in the listener's queue until there is a snapshot; without one they would be refused. After
+/// [`HOLD`] they are.
+async fn once_lawful(mut snapshot: watch::Receiver<Option<Arc<Snapshot>>>, accept: impl Future<Output = ()>) {
+    let _ = timeout(HOLD, snapshot.wait_for(Option::is_some)).await;
+    accept.await;
+}
+
+async fn bind(sockets: &Sockets, key: &'static str, address: SocketAddr) -> Result<TcpListener> {
+    sockets.listen(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
 }
 
 /// What the proxy tells goes to the edge by the feed.
-struct ToEdge(mpsc::Sender<(ConnectionId, Vec<u8>)>);
+struct ToEdge(mpsc::Sender<Request>);
 
 impl Control for ToEdge {
     /// A sidecar answers in the stream; there is nobody behind it to tell.
     fn denied(&self, _told: Told) {}
 
     fn extend(&self, connection: ConnectionId, _service: &Service, header: Vec<u8>) {
-        if self.0.try_send((connection, header)).is_err() {
+        let extend = Extend { connection: connection.0.to_vec(), header };
+        if self.0.try_send(Request::Extend(extend)).is_err() {
             tracing::warn!(%connection, "too many extensions wait; this passage will end early");
         }
+    }
+
+    fn leaving(&self, notice: Notice) {
+        let source = notice.source.to_string();
+        let inbound = |id: &ConnectionId| Inbound { connection: id.0.to_vec(), source: source.clone() };
+        let withdraw = Withdraw { connections: notice.connections.iter().map(inbound).collect() };
+        // Without it they are cut in the end.
+        let _ = self.0.try_send(Request::Withdraw(withdraw));
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use federation_model::{LEASE_MAX, LEASE_MIN, NamespaceName, ServiceName, WhenStale};
-use gateway_admin::config::{Admin, Log, SettingsError};
+use gateway_admin::config::{Admin, Log, SettingsError, drain};
 use serde::Deserialize;
 
 /// Most services that one sidecar may serve.
@@ -25,6 +25,10 @@ pub struct Config {
     pub edge: Option<String>,
     /// Folder of the last snapshot and the stable addresses; made with mode 0700.
     pub state_dir: PathBuf,
+    /// How long a sidecar that is told to end waits until what is under way is answered, while it serves as ever. Default
+    /// 30 s, at most 1 h. After that others are told, and 5 s later what is left is cut.
+    #[serde(default = "drain::default", deserialize_with = "gateway_admin::config::duration::deserialize")]
+    pub drain: Duration,
     #[serde(default)]
     pub outbound: Outbound,
     #[serde(default)]
@@ -117,6 +121,7 @@ pub struct Served {
 pub struct Settings {
     pub enrolment: Enrolment,
     pub state_dir: PathBuf,
+    pub drain: Duration,
     pub outbound: Outbound,
     pub inbound: Inbound,
     pub serves: Vec<Served>,
@@ -177,10 +182,12 @@ impl Config {
             let (port, app, lease) = (serve.port, serve.app, serve.lease);
             serves.push(Served { service, namespace, port, app, when_stale, lease });
         }
+        drain::check(self.drain).map_err(|message| wrong("drain", message))?;
         self.log.check().map_err(|message| wrong("log.format", message))?;
         Ok(Settings {
             enrolment,
             state_dir: self.state_dir,
+            drain: self.drain,
             outbound: self.outbound,
             inbound: self.inbound,
             serves,
@@ -228,6 +235,7 @@ mod tests {
             ("state_dir = \"/s\"", "edge_socket: give either"),
             ("token_file = \"/t\"\nstate_dir = \"/s\"", "edge_socket: give either"),
             ("token_file = \"/t\"\nedge = \"nowhere\"\nstate_dir = \"/s\"", "edge: endpoint \"nowhere\""),
+            (&format!("{base}drain = \"2h\""), "drain: 2h is longer than 1h"),
             (&format!("{base}[outbound]\nsocks = \"127.0.0.1:1\""), "did you mean `socks5`?"),
             (&format!("{base}[[serve]]\nservice = \"A\"\nport = 1\napp = \"127.0.0.1:1\""), "serve.service"),
             (&format!("{base}[[serve]]\nservice = \"a.b.c\"\nport = 1\napp = \"127.0.0.1:1\""), "serve.service"),

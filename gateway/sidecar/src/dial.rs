@@ -6,10 +6,10 @@ use std::{
 };
 
 use federation_model::{ClusterId, Denial, DenialReason, InstanceId};
-use gateway_proxy::{BoxFuture, BoxStream, Dial, Leave, Next, Route};
+use gateway_proxy::{BoxFuture, BoxStream, Dial, HOLD, Leave, Next, Route};
 use tokio::{net::TcpStream, sync::watch};
 
-use crate::{config::Served, feed::Instances, identity::Home};
+use crate::{config::Served, feed::Instances, identity::Home, presence::Presence};
 
 /// The sidecar's knowledge of addresses. Everything but the edge's name is taken from the feed or the configuration.
 pub(crate) struct SidecarDial {
@@ -18,14 +18,20 @@ pub(crate) struct SidecarDial {
     home: watch::Receiver<Home>,
     serves: Vec<Served>,
     instances: Instances,
+    presence: Presence,
     /// Spreads connections over the instances of a service.
     turn: AtomicUsize,
 }
 
 impl SidecarDial {
-    pub(crate) fn new(home: watch::Receiver<Home>, serves: Vec<Served>, instances: Instances) -> Self {
+    pub(crate) fn new(
+        home: watch::Receiver<Home>,
+        serves: Vec<Served>,
+        instances: Instances,
+        presence: Presence,
+    ) -> Self {
         let own = home.borrow().cluster;
-        Self { own, home, serves, instances, turn: AtomicUsize::new(0) }
+        Self { own, home, serves, instances, presence, turn: AtomicUsize::new(0) }
     }
 
     fn application(&self, route: &Route) -> Option<SocketAddr> {
@@ -63,6 +69,7 @@ impl Dial for SidecarDial {
                     let address = self.instance(route).ok_or_else(|| denial(DenialReason::NoInstance))?;
                     TcpStream::connect(address).await.map_err(|_| denial(DenialReason::NoInstance))?
                 }
+                Next::Mesh if self.presence.is_leaving() => return Err(denial(DenialReason::Unreachable)),
                 Next::Mesh => {
                     let edge = self.home.borrow().mesh.clone();
                     TcpStream::connect(&edge).await.map_err(|error| {
@@ -74,6 +81,19 @@ impl Dial for SidecarDial {
             // Requests and answers are often one segment; waiting to fill it costs a delayed acknowledgement.
             let _ = dialled.set_nodelay(true);
             Ok(Box::new(dialled) as BoxStream)
+        })
+    }
+
+    fn back<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let id = &route.service.id;
+            match (route.next, id.cluster == self.own, route.instance) {
+                (Next::Application, ..) => false,
+                (Next::Mesh, false, _) => self.presence.back(HOLD).await,
+                // The very process that was asked for is not replaced by another.
+                (Next::Mesh, true, Some(_)) => false,
+                (Next::Mesh, true, None) => self.instances.back(&id.service, &id.namespace, HOLD).await,
+            }
         })
     }
 }

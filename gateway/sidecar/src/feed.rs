@@ -4,23 +4,18 @@
 //! denials.
 //! Never: forgets what it has because the edge is away.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use federation_identity::{LiveSvid, Svid, Verifier};
 use federation_model::{ConnectionId, Digest, FederationId, InstanceId, NamespaceName, ServiceName, Snapshot};
+use gateway_proxy::{HOLD, NOTICE_MAX, Proxy};
 use proto::workload::{
-    Extend, FeedEvent, FeedRequest, Subscribe, discovery_client::DiscoveryClient, feed_event::Event,
-    feed_request::Request,
+    FeedEvent, FeedRequest, Subscribe, discovery_client::DiscoveryClient, feed_event::Event, feed_request::Request,
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
-    time::sleep,
+    time::{Instant, sleep, timeout},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
@@ -28,14 +23,19 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ages::{EdgeClock, Heard},
     identity::{self, Home},
+    presence::Presence,
     records::Records,
     state::State,
 };
 
 /// First and longest wait between two tries to reach the edge.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Most extensions that wait to be sent; more are dropped, and their passages end early.
-pub(crate) const EXTENSIONS_MAX: usize = 1024;
+/// Longest wait while an edge that went a moment ago is expected back.
+const RETRY_SOON: Duration = Duration::from_millis(250);
+/// Pause before another try at an instance that is listed but could not be dialled.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Most requests to the edge that wait to be sent; more are dropped: their passages end early, or are not ended in order.
+pub(crate) const OUTGOING_MAX: usize = 1024;
 /// Requests that wait to be sent to the edge.
 const REQUESTS_MAX: usize = 16;
 /// Largest event that is taken from the edge.
@@ -45,15 +45,36 @@ const INSTANCES_MAX: usize = 100_000;
 
 /// Where the services of the own cluster are served, by what name.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Instances(Arc<Mutex<Table>>);
+pub(crate) struct Instances(Arc<watch::Sender<Listed>>);
 
-type Table = BTreeMap<(ServiceName, NamespaceName), Vec<(InstanceId, SocketAddr)>>;
+type Key = (ServiceName, NamespaceName);
+type Table = BTreeMap<Key, Vec<(InstanceId, SocketAddr)>>;
+
+/// What serves, and since when nothing does of what was served lately.
+#[derive(Debug, Default)]
+struct Listed {
+    table: Table,
+    left: BTreeMap<Key, Instant>,
+}
 
 impl Instances {
     /// Everything that serves it, in no order that means anything.
     pub(crate) fn of(&self, service: &ServiceName, namespace: &NamespaceName) -> Vec<(InstanceId, SocketAddr)> {
-        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        table.get(&(service.clone(), namespace.clone())).cloned().unwrap_or_default()
+        self.0.borrow().table.get(&(service.clone(), namespace.clone())).cloned().unwrap_or_default()
+    }
+
+    /// Waits until something serves it, or serves it anew. `false` at once if nothing did within `hold`.
+    pub(crate) async fn back(&self, service: &ServiceName, namespace: &NamespaceName, hold: Duration) -> bool {
+        let key = (service.clone(), namespace.clone());
+        let mut changes = self.0.subscribe();
+        if self.0.borrow().table.contains_key(&key) {
+            // It came just now, or is gone and the edge has not noticed yet.
+            let _ = timeout(AGAIN, changes.changed()).await;
+            return true;
+        }
+        let left = self.0.borrow().left.get(&key).copied();
+        let Some(rest) = left.and_then(|left| hold.checked_sub(left.elapsed())) else { return false };
+        matches!(timeout(rest, changes.wait_for(|listed| listed.table.contains_key(&key))).await, Ok(Ok(_)))
     }
 
     fn set(&self, instances: Vec<proto::workload::Instance>) {
@@ -69,7 +90,13 @@ impl Instances {
                 table.entry((service, namespace)).or_default().push((id, address));
             }
         }
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = table;
+        self.0.send_modify(|listed| {
+            listed.left.retain(|key, left| left.elapsed() < HOLD && !table.contains_key(key));
+            for key in std::mem::take(&mut listed.table).into_keys().filter(|key| !table.contains_key(key)) {
+                listed.left.insert(key, Instant::now());
+            }
+            listed.table = table;
+        });
     }
 }
 
@@ -96,7 +123,10 @@ pub(crate) struct Feed {
     /// How old what the edge knows of the others is.
     pub(crate) heard: Heard,
     pub(crate) snapshot: watch::Sender<Option<Arc<Snapshot>>>,
-    pub(crate) extensions: mpsc::Receiver<(ConnectionId, Vec<u8>)>,
+    /// What goes to the edge.
+    pub(crate) outgoing: mpsc::Receiver<Request>,
+    pub(crate) presence: Presence,
+    pub(crate) proxy: Proxy,
     pub(crate) refused: mpsc::Sender<Refused>,
 }
 
@@ -122,10 +152,14 @@ impl Feed {
                     }
                 },
             }
+            self.presence.away(false);
             if synced {
                 wait = RETRY.0;
             } else {
                 self.astray.notify_one();
+            }
+            if self.presence.went_lately(HOLD) {
+                wait = wait.min(RETRY_SOON);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -150,9 +184,8 @@ impl Feed {
                     }
                     None => return Ok(()),
                 },
-                Some((connection, header)) = self.extensions.recv() => {
-                    let extend = Extend { connection: connection.0.to_vec(), header };
-                    current.requests.send(FeedRequest { request: Some(Request::Extend(extend)) }).await?;
+                Some(request) = self.outgoing.recv() => {
+                    current.requests.send(FeedRequest { request: Some(request) }).await?;
                 }
                 // Renewed: the edge ends a feed with the SVID that opened it, so its successor is opened before that.
                 Ok(()) = self.home.changed() => match self.open(records).await {
@@ -203,6 +236,7 @@ impl Feed {
                 if update.synced {
                     *synced = true;
                     self.publish(records);
+                    self.presence.here();
                     if let Err(error) = self.state.keep_records(records.raw()) {
                         tracing::error!(error = format!("{error:#}"), "cannot keep the feed's records");
                     }
@@ -215,6 +249,14 @@ impl Feed {
                     // A full queue means that many are being cut already.
                     let _ = self.refused.try_send((connection, denied.reason, denied.detail));
                 }
+            }
+            Some(Event::Leaving(leaving)) => {
+                if leaving.edge {
+                    tracing::info!("the edge goes; new connections wait for its successor");
+                    self.presence.away(true);
+                }
+                let ids = leaving.connections.iter().filter_map(|id| ConnectionId::try_from(id.as_slice()).ok());
+                self.proxy.leaving(&ids.take(NOTICE_MAX).collect::<Vec<_>>(), None);
             }
             None => {}
         }

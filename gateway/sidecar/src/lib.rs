@@ -8,9 +8,11 @@ mod app;
 pub mod config;
 mod connect;
 mod dial;
+mod drain;
 mod feed;
 mod identity;
 mod loopback;
+mod presence;
 mod records;
 mod state;
 

@@ -80,27 +80,36 @@ pub struct Conversation {
 /// # Errors
 /// [`Refused`] if the sidecar said no; anything else is a fault.
 pub async fn dial(socks: SocketAddr, name: &str, port: u16) -> Result<Conversation> {
-    let dialling = async {
-        let mut stream = TcpStream::connect(socks).await.context("the sidecar's SOCKS5 listener")?;
-        stream.set_nodelay(true)?;
-        stream.write_all(&[5, 1, 0]).await?;
-        let mut method = [0; 2];
-        stream.read_exact(&mut method).await.context("SOCKS5 method")?;
-        let mut request = vec![5, 1, 0, 3, u8::try_from(name.len())?];
-        request.extend_from_slice(name.as_bytes());
-        request.extend_from_slice(&port.to_be_bytes());
-        stream.write_all(&request).await?;
-        let mut reply = [0; 4];
-        stream.read_exact(&mut reply).await.context("SOCKS5 reply")?;
-        let [_, code, _, kind] = reply;
-        if code != 0 {
-            bail!(Refused(code));
-        }
-        let mut address = vec![0; if kind == 4 { 18 } else { 6 }];
-        stream.read_exact(&mut address).await?;
-        Ok(Conversation { stream, said: 0 })
-    };
-    timeout(EXCHANGE_LIMIT, dialling).await.with_context(|| format!("{name}: no answer in {EXCHANGE_LIMIT:?}"))?
+    let dialling = socks5(socks, name, port);
+    let stream = timeout(EXCHANGE_LIMIT, dialling)
+        .await
+        .with_context(|| format!("{name}: no answer in {EXCHANGE_LIMIT:?}"))??;
+    Ok(Conversation { stream, said: 0 })
+}
+
+/// A stream to `name:port` through the SOCKS5 listener at `socks`.
+///
+/// # Errors
+/// As [`dial`], but for a listener that does not answer: it waits.
+pub(super) async fn socks5(socks: SocketAddr, name: &str, port: u16) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(socks).await.context("the sidecar's SOCKS5 listener")?;
+    stream.set_nodelay(true)?;
+    stream.write_all(&[5, 1, 0]).await?;
+    let mut method = [0; 2];
+    stream.read_exact(&mut method).await.context("SOCKS5 method")?;
+    let mut request = vec![5, 1, 0, 3, u8::try_from(name.len())?];
+    request.extend_from_slice(name.as_bytes());
+    request.extend_from_slice(&port.to_be_bytes());
+    stream.write_all(&request).await?;
+    let mut reply = [0; 4];
+    stream.read_exact(&mut reply).await.context("SOCKS5 reply")?;
+    let [_, code, _, kind] = reply;
+    if code != 0 {
+        bail!(Refused(code));
+    }
+    let mut address = vec![0; if kind == 4 { 18 } else { 6 }];
+    stream.read_exact(&mut address).await?;
+    Ok(stream)
 }
 
 impl Conversation {

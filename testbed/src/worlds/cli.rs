@@ -28,7 +28,15 @@ impl Answer {
     /// # Errors
     /// It did not run, did not end in time, or was ended by a signal.
     pub async fn of(socket: &Path, arguments: &[&str]) -> Result<Self> {
-        let running = Command::new(hanse())
+        Self::by(hanse(), socket, arguments).await
+    }
+
+    /// The same by another executable.
+    ///
+    /// # Errors
+    /// As [`Answer::of`].
+    pub async fn by(executable: &Path, socket: &Path, arguments: &[&str]) -> Result<Self> {
+        let running = Command::new(executable)
             .arg("--socket")
             .arg(socket)
             .args(arguments)

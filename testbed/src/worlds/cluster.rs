@@ -9,20 +9,22 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::Instant};
 
 use super::{
     CONVERGE, World,
     cli::Answer,
     network::{Network, Relay},
     ports,
-    process::Process,
+    process::{Process, hanse},
     until,
 };
 use crate::netns::Site;
 
 /// Port of the edge at a site of the emulated WAN.
 const SITE_PORT: u16 = 7_443;
+/// How long a program that is told to end may take, with all that it waits for.
+pub(super) const END_LIMIT: Duration = Duration::from_secs(50);
 /// How long a gateway may take to start.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -41,6 +43,7 @@ pub struct Plan {
     federation: String,
     site: Option<Site>,
     more: String,
+    executable: PathBuf,
 }
 
 impl Plan {
@@ -57,7 +60,15 @@ impl Plan {
             federation: String::new(),
             site: None,
             more: String::new(),
+            executable: hanse().to_owned(),
         }
+    }
+
+    /// Its gateway, and the operator at its socket, run this executable; `hanse` as it was built with this program if left
+    /// out.
+    pub fn executable(mut self, executable: &Path) -> Self {
+        self.executable = executable.into();
+        self
     }
 
     /// Its files lie under another name than the cluster's.
@@ -133,6 +144,7 @@ pub struct Cluster {
     /// Where its sidecars enrol by token.
     discovery: SocketAddr,
     namespace: Option<String>,
+    executable: PathBuf,
     gateway: Process,
     network: Network,
     _relay: Option<Relay>,
@@ -184,11 +196,22 @@ impl Cluster {
         let config = folder.join("gateway.toml");
         std::fs::write(&config, text)?;
         let namespace = plan.site.map(|site| site.namespace);
-        let gateway = start(&plan.key, namespace.as_deref(), &folder, &config)?;
+        let gateway = start(&plan.executable, &plan.key, namespace.as_deref(), &folder, &config)?;
         let network = world.network().clone();
-        let Plan { name, key, .. } = plan;
-        let mut cluster =
-            Self { name, key, folder, socket, config, discovery, namespace, gateway, network, _relay: relay };
+        let Plan { name, key, executable, .. } = plan;
+        let mut cluster = Self {
+            name,
+            key,
+            folder,
+            socket,
+            config,
+            discovery,
+            namespace,
+            executable,
+            gateway,
+            network,
+            _relay: relay,
+        };
         cluster.ready().await?;
         Ok(cluster)
     }
@@ -206,8 +229,26 @@ impl Cluster {
     /// # Errors
     /// The process cannot be started.
     pub fn start_again(&mut self) -> Result<()> {
-        self.gateway = start(&self.key, self.namespace.as_deref(), &self.folder, &self.config)?;
+        self.gateway = start(&self.executable, &self.key, self.namespace.as_deref(), &self.folder, &self.config)?;
         Ok(())
+    }
+
+    /// Replaces the gateway by `executable` as an upgrade does: SIGTERM, and the new one once the old one has ended. How
+    /// long the first took to end, and the second until it answered.
+    ///
+    /// # Errors
+    /// The old one did not end well, or the new one does not start.
+    pub async fn replace(&mut self, executable: &Path) -> Result<(Duration, Duration)> {
+        let ended = self.gateway.terminate(END_LIMIT).await?;
+        let began = Instant::now();
+        self.executable = executable.into();
+        self.restart().await?;
+        Ok((ended, began.elapsed()))
+    }
+
+    /// The executable that its gateway runs.
+    pub fn executable(&self) -> &Path {
+        &self.executable
     }
 
     /// Starts the gateway again from what is on its disk and waits until it answers.
@@ -281,7 +322,7 @@ impl Cluster {
     /// # Errors
     /// The verb did not run to its end; a refusal is an answer.
     pub async fn ask(&self, arguments: &[&str]) -> Result<Answer> {
-        Answer::of(&self.socket, arguments).await
+        Answer::by(&self.executable, &self.socket, arguments).await
     }
 
     /// Runs one verb that must end with 0; its data.
@@ -430,12 +471,12 @@ pub(super) fn secret(path: &Path, text: &str) -> Result<()> {
     Ok(writeln!(file, "{text}")?)
 }
 
-fn start(key: &str, namespace: Option<&str>, folder: &Path, config: &Path) -> Result<Process> {
+fn start(executable: &Path, key: &str, namespace: Option<&str>, folder: &Path, config: &Path) -> Result<Process> {
     let config = config.to_str().context("the temporary folder's path is not UTF-8")?;
     let (name, arguments, log) =
         (format!("{key}'s gateway"), ["gateway", "--config", config], folder.join("gateway.log"));
     match namespace {
-        None => Process::start(&name, &arguments, &log),
-        Some(namespace) => Process::start_within(namespace, &name, &arguments, &log),
+        None => Process::start(executable, &name, &arguments, &log),
+        Some(namespace) => Process::start_within(namespace, executable, &name, &arguments, &log),
     }
 }

@@ -2,13 +2,23 @@
 
 use std::{
     collections::BTreeSet,
+    net::TcpListener,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::OnceLock,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::process::{Child, Command};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, timeout},
+};
 
 use super::{CONVERGE, until};
 
@@ -41,28 +51,56 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `hanse` with `arguments`; what it says is appended to `log`.
+    /// Starts `executable` with `arguments`; what it says is appended to `log`.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(name: &str, arguments: &[&str], log: &Path) -> Result<Self> {
-        Self::run(name, Command::new(hanse()).args(arguments), log)
+    pub fn start(executable: &Path, name: &str, arguments: &[&str], log: &Path) -> Result<Self> {
+        Self::run(name, Command::new(executable).args(arguments), log)
+    }
+
+    /// The same with a listening socket handed over, as systemd does it (sd_listen_fds(3)).
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_activated(
+        executable: &Path,
+        name: &str,
+        arguments: &[&str],
+        log: &Path,
+        held: &TcpListener,
+    ) -> Result<Self> {
+        // The shell puts the socket where it belongs and becomes the program.
+        let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\" 3<&0 </dev/null";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(executable).args(arguments);
+        Self::run_with(name, &mut command, log, OwnedFd::from(held.try_clone()?).into())
     }
 
     /// The same in a network namespace; needs root.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start_within(namespace: &str, name: &str, arguments: &[&str], log: &Path) -> Result<Self> {
+    pub fn start_within(
+        namespace: &str,
+        executable: &Path,
+        name: &str,
+        arguments: &[&str],
+        log: &Path,
+    ) -> Result<Self> {
         // `ip` becomes the program: there is one process to end.
-        Self::run(name, Command::new("ip").args(["netns", "exec", namespace]).arg(hanse()).args(arguments), log)
+        Self::run(name, Command::new("ip").args(["netns", "exec", namespace]).arg(executable).args(arguments), log)
     }
 
     fn run(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        Self::run_with(name, command, log, Stdio::null())
+    }
+
+    fn run_with(name: &str, command: &mut Command, log: &Path, stdin: Stdio) -> Result<Self> {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         let child = command
             .env_remove("HANSE_SOCKET")
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(file.try_clone()?)
             .stderr(file)
             .kill_on_drop(true)
@@ -126,6 +164,20 @@ impl Process {
         }
         ensure!(found.len() == 1, "{} runs {} of {verb}", self.name, found.len());
         Ok(found[0])
+    }
+
+    /// Tells it to end as systemd or Kubernetes would (SIGTERM), and waits until it has; it must end with 0.
+    ///
+    /// # Errors
+    /// It had ended before, or ends with an error, or not within `limit`.
+    pub async fn terminate(&mut self, limit: Duration) -> Result<Duration> {
+        self.alive()?;
+        let began = Instant::now();
+        kill(Pid::from_raw(self.pid()?.try_into()?), Signal::SIGTERM)?;
+        let status = timeout(limit, self.child.wait()).await;
+        let status = status.with_context(|| format!("{} does not end within {limit:?}", self.name))??;
+        ensure!(status.success(), "{} ended with {status}", self.name);
+        Ok(began.elapsed())
     }
 
     /// Waits until it ends by itself.

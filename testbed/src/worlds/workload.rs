@@ -1,14 +1,18 @@
 //! A workload: its sidecar process, and an echo application within the test if it serves one.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     World,
     app::{Conversation, EchoApp, dial},
-    cluster::{Cluster, secret},
+    cluster::{Cluster, END_LIMIT, secret},
     ports,
     process::Process,
     until,
@@ -26,7 +30,10 @@ pub struct Workload {
     pub socks: SocketAddr,
     name: String,
     sidecar: Process,
-    folder: std::path::PathBuf,
+    folder: PathBuf,
+    executable: PathBuf,
+    /// Its SOCKS5 listener, if this process holds it.
+    held: Option<TcpListener>,
     _app: Option<EchoApp>,
 }
 
@@ -42,11 +49,45 @@ impl Workload {
         serves: Option<Serving<'_>>,
     ) -> Result<Self> {
         let folder = world.folder(&format!("{account}.{}", cluster.name))?;
-        let token = cluster.run(&["workload", "token", account]).await?;
-        let file = folder.join("token");
-        secret(&file, token.trim())?;
-        let enrolment = format!("token_file = {file:?}\nedge = \"{}\"\n", cluster.discovery());
-        Self::start(folder, account, &enrolment, serves).await
+        let enrolment = enrolment(&folder, cluster, account).await?;
+        Self::start(cluster.executable(), folder, account, &enrolment, serves, None).await
+    }
+
+    /// The same with a SOCKS5 listener that this process holds, as systemd does with `ListenStream=`: whoever dials while
+    /// the sidecar is replaced waits in the listener's queue.
+    ///
+    /// # Errors
+    /// It was refused, or did not start.
+    pub async fn activated(world: &World, cluster: &Cluster, account: &str, executable: &Path) -> Result<Self> {
+        let folder = world.folder(&format!("{account}.{}", cluster.name))?;
+        let enrolment = enrolment(&folder, cluster, account).await?;
+        let held = TcpListener::bind(ports::free()?)?;
+        let socks = held.local_addr()?;
+        let text = format!("{enrolment}state_dir = {:?}\n\n[outbound]\nsocks5 = \"{socks}\"\n", folder.join("state"));
+        std::fs::write(folder.join("sidecar.toml"), text)?;
+        let sidecar = run(executable, account, &folder, Some(&held))?;
+        let executable = executable.to_owned();
+        let mut workload =
+            Self { socks, name: account.to_owned(), sidecar, folder, executable, held: Some(held), _app: None };
+        workload.ready().await?;
+        Ok(workload)
+    }
+
+    /// The same for a service whose application is at `app`; the sidecar runs `executable`.
+    ///
+    /// # Errors
+    /// It was refused, or did not start.
+    pub async fn before(
+        world: &World,
+        cluster: &Cluster,
+        account: &str,
+        serves: Option<(Serving<'_>, SocketAddr)>,
+        executable: &Path,
+    ) -> Result<Self> {
+        let folder = world.folder(&format!("{account}.{}", cluster.name))?;
+        let enrolment = enrolment(&folder, cluster, account).await?;
+        let (serves, app) = serves.unzip();
+        Self::start(executable, folder, account, &enrolment, serves, app).await
     }
 
     /// Starts a sidecar that enrols by this user's id over the cluster's socket; the plan of the cluster must say as what
@@ -57,28 +98,33 @@ impl Workload {
     pub async fn by_uid(world: &World, cluster: &Cluster, account: &str, serves: Option<Serving<'_>>) -> Result<Self> {
         let folder = world.folder(&format!("{account}.{}", cluster.name))?;
         let enrolment = format!("edge_socket = {:?}\n", cluster.socket());
-        Self::start(folder, account, &enrolment, serves).await
+        Self::start(cluster.executable(), folder, account, &enrolment, serves, None).await
     }
 
     async fn start(
-        folder: std::path::PathBuf,
+        executable: &Path,
+        folder: PathBuf,
         account: &str,
         enrolment: &str,
         serves: Option<Serving<'_>>,
+        at: Option<SocketAddr>,
     ) -> Result<Self> {
         let socks = ports::free()?;
         let mut text =
             format!("{enrolment}state_dir = {:?}\n\n[outbound]\nsocks5 = \"{socks}\"\n\n", folder.join("state"));
         let mut app = None;
         if let Some((service, port)) = serves {
-            let started = EchoApp::start().await?;
+            let address = match at {
+                Some(address) => address,
+                None => app.insert(EchoApp::start().await?).address,
+            };
             text.push_str(&format!("[inbound]\nlisten = \"{}\"\n\n", ports::free()?));
-            text.push_str(&format!("[[serve]]\nservice = {service:?}\nport = {port}\napp = \"{}\"\n", started.address));
-            app = Some(started);
+            text.push_str(&format!("[[serve]]\nservice = {service:?}\nport = {port}\napp = \"{address}\"\n"));
         }
         std::fs::write(folder.join("sidecar.toml"), text)?;
-        let sidecar = run(account, &folder)?;
-        let mut workload = Self { socks, name: account.to_owned(), sidecar, folder, _app: app };
+        let sidecar = run(executable, account, &folder, None)?;
+        let executable = executable.to_owned();
+        let mut workload = Self { socks, name: account.to_owned(), sidecar, folder, executable, held: None, _app: app };
         workload.ready().await?;
         Ok(workload)
     }
@@ -98,7 +144,7 @@ impl Workload {
                 std::fs::copy(file.path(), state.join(file.file_name()))?;
             }
         }
-        Self::start(folder, &self.name, "edge_socket = \"/nonexistent\"\n", None).await
+        Self::start(&self.executable, folder, &self.name, "edge_socket = \"/nonexistent\"\n", None, None).await
     }
 
     async fn ready(&mut self) -> Result<()> {
@@ -124,7 +170,7 @@ impl Workload {
     /// # Errors
     /// It did not start.
     pub async fn restart(&mut self) -> Result<()> {
-        self.sidecar = run(&self.name, &self.folder)?;
+        self.sidecar = run(&self.executable, &self.name, &self.folder, self.held.as_ref())?;
         self.ready().await
     }
 
@@ -135,11 +181,22 @@ impl Workload {
     pub async fn enrol_anew(&mut self, cluster: &Cluster) -> Result<()> {
         self.crash().await?;
         std::fs::remove_dir_all(self.folder.join("state"))?;
-        let token = cluster.run(&["workload", "token", &self.name]).await?;
-        let file = self.folder.join("token");
-        std::fs::remove_file(&file)?;
-        secret(&file, token.trim())?;
+        std::fs::remove_file(self.folder.join("token"))?;
+        enrolment(&self.folder, cluster, &self.name).await?;
         self.restart().await
+    }
+
+    /// Replaces the sidecar by `executable` as an upgrade does: SIGTERM, and the new one once the old one has ended. How
+    /// long the first took to end, and the second until it listened.
+    ///
+    /// # Errors
+    /// The old one did not end well, or the new one does not start.
+    pub async fn replace(&mut self, executable: &Path) -> Result<(Duration, Duration)> {
+        let ended = self.sidecar.terminate(END_LIMIT).await?;
+        let began = Instant::now();
+        self.executable = executable.into();
+        self.restart().await?;
+        Ok((ended, began.elapsed()))
     }
 
     /// Everything that the sidecar wrote.
@@ -166,8 +223,21 @@ impl Workload {
     }
 }
 
-fn run(name: &str, folder: &std::path::Path) -> Result<Process> {
+/// Lays a new token for `account` into `folder`. The lines of a configuration that enrol by it.
+async fn enrolment(folder: &Path, cluster: &Cluster, account: &str) -> Result<String> {
+    let token = cluster.run(&["workload", "token", account]).await?;
+    let file = folder.join("token");
+    secret(&file, token.trim())?;
+    Ok(format!("token_file = {file:?}\nedge = \"{}\"\n", cluster.discovery()))
+}
+
+fn run(executable: &Path, name: &str, folder: &Path, held: Option<&TcpListener>) -> Result<Process> {
     let config = folder.join("sidecar.toml");
     let config = config.to_str().context("the temporary folder's path is not UTF-8")?;
-    Process::start(&format!("{name}'s sidecar"), &["sidecar", "--config", config], &folder.join("sidecar.log"))
+    let (name, arguments, log) =
+        (format!("{name}'s sidecar"), ["sidecar", "--config", config], folder.join("sidecar.log"));
+    match held {
+        None => Process::start(executable, &name, &arguments, &log),
+        Some(held) => Process::start_activated(executable, &name, &arguments, &log, held),
+    }
 }

@@ -17,7 +17,7 @@ use super::Streams;
 use crate::{
     Event, Shared,
     endpoint::code,
-    intake,
+    intake, leaving,
     limits::{CLOCK_SKEW_ALARM, HEARTBEAT_STALL_MAX, HEARTBEATS_MISSED_MAX, OPENINGS_MAX, WRITE_STALL_MAX},
     metrics,
     registry::{Direction, Session, lock},
@@ -127,6 +127,7 @@ fn finish(shared: &Shared, session: &Session, ending: Ending) {
         detail = detail.as_deref().unwrap_or_default(),
         "session ended"
     );
+    leaving::ended(shared, session);
     if shared.registry.remove(session, &shown) {
         shared.emit(Event::SessionClosed { member: session.member });
     }
@@ -180,6 +181,7 @@ async fn read_control(
                 }
                 None
             }
+            Frame::Leaving(said) => leaving::heard(shared, session, &said).err(),
             other => return Ending::wire(&WireError::Unexpected { got: wire::name(&other) }),
         };
         if let Some(detail) = fault {

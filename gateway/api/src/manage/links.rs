@@ -92,6 +92,7 @@ fn link(state: LinkState) -> wire::Link {
         tunnels: count(state.tunnels as usize),
         deadline_ms: state.deadline.map_or(0, Timestamp::as_millis),
         error: state.error,
+        build: state.build,
         bytes_sent: state.bytes_sent,
         bytes_received: state.bytes_received,
         relay_rtt_us: state.relay.as_ref().map_or(0, |(_, rtt)| micros(*rtt)),

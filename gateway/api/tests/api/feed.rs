@@ -11,8 +11,8 @@ use proto::{
     convert::decode_envelope,
     manage as wire,
     workload::{
-        Extend, FeedEvent, FeedRequest, Serves, Subscribe, discovery_client::DiscoveryClient, feed_event::Event,
-        feed_request::Request,
+        Extend, FeedEvent, FeedRequest, Inbound, Serves, Subscribe, Withdraw, discovery_client::DiscoveryClient,
+        feed_event::Event, feed_request::Request,
     },
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -28,6 +28,7 @@ struct Feed {
     instances: Option<Vec<proto::workload::Instance>>,
     denied: Vec<proto::workload::Denied>,
     ages: Vec<proto::workload::Ages>,
+    leaving: Vec<proto::workload::Leaving>,
     synced: u32,
 }
 
@@ -45,6 +46,7 @@ impl Feed {
             instances: None,
             denied: Vec::new(),
             ages: Vec::new(),
+            leaving: Vec::new(),
             synced: 0,
         })
     }
@@ -66,6 +68,7 @@ impl Feed {
             Some(Event::Instances(instances)) => self.instances = Some(instances.instances),
             Some(Event::Denied(denied)) => self.denied.push(denied),
             Some(Event::Ages(ages)) => self.ages.push(ages),
+            Some(Event::Leaving(leaving)) => self.leaving.push(leaving),
             None => panic!("an empty event"),
         }
         Ok(())
@@ -285,6 +288,76 @@ async fn denials_go_to_the_workload_and_extensions_to_the_proxy() {
     let extended = world.connections.0.lock().expect("lock");
     let from = world.links.current().own_trust_domain.account(&account("clerk.shop"));
     assert_eq!(extended.as_slice(), [(connection, vec![1, 2, 3], from)]);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_goes_gets_nothing_new_and_its_callers_are_told() {
+    let world = World::new().await;
+    let payments =
+        Feed::open(&world, "payments.billing", serving("payments.billing", "10.0.0.7:9000")).await.expect("feed");
+    let mut web = Feed::open(&world, "web.shop", calling()).await.expect("feed");
+    let served = |feed: &Feed| feed.instances.as_ref().is_some_and(|all| all.len() == 1);
+    web.until("the instance", |feed| feed.synced > 0 && served(feed)).await;
+    let (service, namespace) = ("payments".parse().expect("name"), "billing".parse().expect("name"));
+    let registry = world.api.registry().clone();
+    assert_eq!(registry.instances(&service, &namespace).len(), 1);
+
+    let connection = connection_id();
+    let source = world.links.current().own_trust_domain.account(&account("web.shop"));
+    let inbound = Inbound { connection: connection.0.to_vec(), source: source.to_string() };
+    let withdraw = Withdraw { connections: vec![inbound] };
+    payments.requests.send(FeedRequest { request: Some(Request::Withdraw(withdraw)) }).await.expect("channel");
+    web.until("no instance", |feed| feed.instances.as_ref().is_some_and(Vec::is_empty)).await;
+    assert!(registry.instances(&service, &namespace).is_empty());
+    assert_eq!(registry.connected(), 2, "its feed goes on");
+    let told = world.connections.0.lock().expect("lock").clone();
+    assert_eq!(told, [(connection, b"leaving".to_vec(), source.clone())]);
+
+    // Who waits for it goes on with its successor.
+    let hold = Duration::from_secs(10);
+    let waiting = tokio::spawn(async move { registry.back(&service, &namespace, hold).await });
+    let mut successor =
+        Feed::open(&world, "payments.billing", serving("payments.billing", "10.0.0.7:9000")).await.expect("feed");
+    successor.until("synced", |feed| feed.synced > 0).await;
+    assert!(timeout(SOON, waiting).await.expect("in time").expect("task"));
+
+    // The edge itself goes, and connections of one workload do.
+    world.api.registry().leaving(&source, &[connection]);
+    world.api.registry().leave();
+    web.until("both notices", |feed| feed.leaving.len() == 2).await;
+    assert_eq!(
+        (web.leaving[0].edge, web.leaving[0].connections.as_slice()),
+        (false, [connection.0.to_vec()].as_slice())
+    );
+    assert!(web.leaving[1].edge && web.leaving[1].connections.is_empty());
+    successor.until("the edge's notice", |feed| !feed.leaving.is_empty()).await;
+    assert!(successor.leaving.iter().all(|leaving| leaving.edge), "another's connections are none of its business");
+}
+
+#[tokio::test]
+async fn a_withdrawal_with_bad_words_ends_the_feed() {
+    let world = World::new().await;
+    let good = Inbound { connection: vec![1; 16], source: "spiffe://east.mesh.internal/ns/shop/sa/web".into() };
+    for (connections, wanted) in [
+        (vec![good.clone(); 1_001], "too_many_connections"),
+        (vec![Inbound { connection: vec![1; 15], ..good.clone() }], "bad_connection"),
+        (vec![Inbound { source: "web".into(), ..good.clone() }], "bad_source"),
+    ] {
+        let mut feed = Feed::open(&world, "web.shop", calling()).await.expect("opens");
+        let withdraw = FeedRequest { request: Some(Request::Withdraw(Withdraw { connections })) };
+        feed.requests.send(withdraw).await.expect("channel");
+        assert_eq!(reason(&feed.end().await), wanted);
+    }
+    assert!(world.connections.0.lock().expect("lock").is_empty());
+}
+
+#[tokio::test]
+async fn a_service_that_nobody_served_lately_is_not_waited_for() {
+    let world = World::new().await;
+    let registry = world.api.registry();
+    let (service, namespace) = ("payments".parse().expect("name"), "billing".parse().expect("name"));
+    // As if it had begun long ago.
+    assert!(!registry.back(&service, &namespace, Duration::ZERO).await);
 }
 
 #[tokio::test]

@@ -95,13 +95,14 @@ async fn an_idle_connection_is_left_alone_and_holds_no_buffer() {
 
 #[test]
 fn a_direction_keeps_only_what_was_not_taken() {
-    let count = AtomicU64::new(0);
-    let mut half = Half::new(&count);
+    let (count, answered) = (AtomicU64::new(0), AtomicBool::new(true));
+    let mut half = Half::new(&count, Toward::Server, &answered);
     let waker = std::task::Waker::noop();
     let mut cx = Context::from_waker(waker);
     let (mut writer, _held) = duplex(10);
     assert!(half.write(&[1; 25], &mut writer, &mut cx).is_pending());
     assert_eq!((half.left.len(), count.load(Ordering::Relaxed)), (15, 10));
-    let empty = Half::new(&count);
+    assert!(!answered.load(Ordering::Relaxed));
+    let empty = Half::new(&count, Toward::Client, &answered);
     assert_eq!(empty.left.capacity(), 0);
 }

@@ -22,8 +22,8 @@ use tokio::{
 };
 
 use crate::{
-    AccessEvent, AuditSink, BoxFuture, BoxStream, Control, Dial, Direction, Inputs, Leave, Limits, Next, Proxy, Route,
-    Told, boxed,
+    AccessEvent, AuditSink, BoxFuture, BoxStream, Control, Dial, Direction, Inputs, Leave, Limits, Next, Notice, Proxy,
+    Route, Told, boxed,
     connections::{Connections, Registered, Registration},
 };
 
@@ -339,6 +339,24 @@ impl Control for Place {
             }
             Self::Far { .. } => {}
             Self::Destination { .. } => panic!("a destination extends nothing"),
+        }
+    }
+
+    fn leaving(&self, notice: Notice) {
+        match self {
+            Self::Near { source, .. } => {
+                assert_eq!(notice.to, None);
+                if let Some(source) = source.get() {
+                    source.leaving(&notice.connections, None);
+                }
+            }
+            Self::Far { near, west, .. } => {
+                if let Some(near) = near.get() {
+                    near.leaving(&notice.connections, Some(*west));
+                }
+            }
+            // A sidecar tells its edge, which finds the passage by its id.
+            _ => panic!("no edge stands behind this place"),
         }
     }
 }

@@ -95,6 +95,7 @@ impl FakeLinks {
             direction: (phase == LinkPhase::Up).then_some(Direction::Dialled),
             address: "10.0.0.1:7443".into(),
             rtt: Some(Duration::from_micros(1500)),
+            build: "hanse/1.2.3".into(),
             relay: None,
             clock_offset_ms: 3,
             data_age: Some(Duration::ZERO),
@@ -262,6 +263,11 @@ impl Connections for FakeConnections {
     fn extend(&self, connection: ConnectionId, header: Vec<u8>, from: VerifiedPeer) -> BoxFuture<'_, ()> {
         self.0.lock().expect("lock").push((connection, header, from.id().clone()));
         Box::pin(async {})
+    }
+
+    fn leaving(&self, connections: Vec<(ConnectionId, SpiffeId)>) {
+        let told = connections.into_iter().map(|(connection, source)| (connection, b"leaving".to_vec(), source));
+        self.0.lock().expect("lock").extend(told);
     }
 }
 
