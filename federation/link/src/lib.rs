@@ -16,6 +16,8 @@
 //! ```
 
 mod accept;
+#[cfg(any(test, feature = "crowd"))]
+pub mod crowd;
 mod endpoint;
 mod error;
 mod intake;

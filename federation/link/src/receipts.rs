@@ -36,7 +36,7 @@ use crate::{
 /// Feature word of a greeting: the peer reads receipts.
 pub(crate) const FEATURE: &str = "receipts";
 /// Publications within this time share a receipt.
-const GATHER: Duration = Duration::from_millis(10);
+pub(crate) const GATHER: Duration = Duration::from_millis(10);
 /// Time between two receipts when nothing changed, for up to [`MEMBERS_PER_SECOND`] members; in proportion for more.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// So many receipts of as many members a second are read without being noticed.
@@ -83,6 +83,17 @@ impl Table {
 pub(crate) fn interval(members: usize) -> Duration {
     let times = u32::try_from(members.div_ceil(MEMBERS_PER_SECOND)).unwrap_or(u32::MAX).max(1);
     INTERVAL.saturating_mul(times).min(INTERVAL_MAX)
+}
+
+/// Time between two whole receipts of one of so many members.
+pub(crate) fn whole_interval(members: usize) -> Duration {
+    let times = u32::try_from(members.div_ceil(MEMBERS_PER_SECOND)).unwrap_or(u32::MAX).max(1);
+    WHOLE_INTERVAL.saturating_mul(times)
+}
+
+/// An interval a little shorter or longer by chance, so that many members do not speak at once.
+pub(crate) fn spread(interval: Duration) -> Duration {
+    interval.mul_f64(rand::random_range(0.8..1.0))
 }
 
 /// Age at which the data of one of so many members counts as stale.

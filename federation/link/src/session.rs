@@ -35,7 +35,7 @@ use crate::{
 pub(crate) const VERSION_MIN: u32 = 1;
 pub(crate) const VERSION_MAX: u32 = 1;
 /// Optional features of this edge.
-const FEATURES: [&str; 1] = [receipts::FEATURE];
+pub(crate) const FEATURES: [&str; 1] = [receipts::FEATURE];
 /// What this edge says of its build.
 pub(crate) const BUILD: &str = concat!("hanse/", env!("CARGO_PKG_VERSION"));
 /// Label of the exporter that names a session (RFC 8446, 7.5).

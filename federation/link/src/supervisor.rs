@@ -201,7 +201,12 @@ async fn keep_linked(shared: Arc<Shared>, id: ClusterId) {
 /// One that dials many members at a time is less eager.
 fn longest_pause(shared: &Shared) -> Duration {
     let members = shared.snapshot.borrow().as_ref().map_or(0, |held| held.members.len());
-    shared.limits.backoff_max.mul_f64((members as f64 / EAGER_MEMBERS).max(1.0))
+    pause_max(&shared.limits, members)
+}
+
+/// Longest pause between dials of one of so many members.
+pub(crate) fn pause_max(limits: &crate::Limits, members: usize) -> Duration {
+    limits.backoff_max.mul_f64((members as f64 / EAGER_MEMBERS).max(1.0))
 }
 
 /// Waits, but not for a member whose endpoints changed or that dialled us meanwhile: says whether one of these happened.
