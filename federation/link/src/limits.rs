@@ -102,6 +102,9 @@ pub(crate) const SESSIONS_PER_MEMBER_MAX: usize = 128;
 pub(crate) const ADDRESSES_MAX: usize = 8;
 /// Frames waiting for one control stream; a session whose queue is full drops notices, never heartbeats' answers.
 pub(crate) const CONTROL_QUEUE: usize = 1_024;
+/// Most receipts in one frame, and most bytes of them; a single longer one goes alone.
+pub(crate) const RECEIPTS_MAX: usize = 256;
+pub(crate) const RECEIPTS_BYTES_MAX: usize = 16 * 1024;
 /// Messages waiting for one replication stream; a session whose queue is full is closed and starts over from vectors.
 pub(crate) const REPLICATION_QUEUE: usize = 4_096;
 /// Commands waiting for the driver, a megabyte each at most; those who send wait.

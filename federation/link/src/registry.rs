@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use federation_model::{ClusterId, ClusterName, Message, Timestamp, VerifiedPeer};
+use federation_model::{ClusterId, ClusterName, Digest, Message, Timestamp, VerifiedPeer};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{mpsc, watch},
@@ -67,6 +67,16 @@ pub(crate) struct Standing {
     pub(crate) renew_at: Timestamp,
 }
 
+/// What goes out on a replication stream.
+pub(crate) enum Outgoing {
+    Message(Message),
+    /// In place of a vector.
+    Digest {
+        digest: Digest,
+        ask: bool,
+    },
+}
+
 /// One live QUIC connection with a member.
 pub(crate) struct Session {
     /// Order of beginning, within this process.
@@ -79,8 +89,12 @@ pub(crate) struct Session {
     pub(crate) exporter: [u8; 32],
     /// Whether the peer reads receipts.
     pub(crate) reads_receipts: bool,
+    /// Whether it reads many of them in one frame.
+    pub(crate) reads_batches: bool,
+    /// Whether it compares digests of vectors.
+    pub(crate) reads_digests: bool,
     pub(crate) control: mpsc::Sender<Frame>,
-    pub(crate) replication: mpsc::Sender<Message>,
+    pub(crate) replication: mpsc::Sender<Outgoing>,
     pub(crate) standing: Mutex<Standing>,
     pub(crate) health: Mutex<Health>,
     pub(crate) tunnels: Arc<AtomicU32>,

@@ -15,7 +15,7 @@ use std::{
 };
 
 use federation_identity::now;
-use federation_model::{Member, Message, Snapshot, Timestamp, VerifiedPeer};
+use federation_model::{Member, Snapshot, Timestamp, VerifiedPeer};
 use proto::federation::{Hello, HelloAck, OpenReplication};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -25,6 +25,7 @@ use tracing::Instrument;
 use crate::{
     SessionError, Shared, endpoint,
     endpoint::code,
+    level,
     limits::{CONTROL_QUEUE, RENEWS_MAX, REPLICATION_QUEUE},
     metrics, receipts,
     registry::{Direction, Health, Session, Standing, half_way},
@@ -35,7 +36,7 @@ use crate::{
 pub(crate) const VERSION_MIN: u32 = 1;
 pub(crate) const VERSION_MAX: u32 = 1;
 /// Optional features of this edge.
-pub(crate) const FEATURES: [&str; 1] = [receipts::FEATURE];
+pub(crate) const FEATURES: [&str; 3] = [receipts::FEATURE, receipts::BATCHES, level::FEATURE];
 /// What this edge says of its build.
 pub(crate) const BUILD: &str = concat!("hanse/", env!("CARGO_PKG_VERSION"));
 /// Label of the exporter that names a session (RFC 8446, 7.5).
@@ -281,7 +282,7 @@ fn start(
     streams: Streams,
 ) -> Arc<Session> {
     let (control, control_queue) = mpsc::channel(CONTROL_QUEUE);
-    let (replication, replication_queue) = mpsc::channel::<Message>(REPLICATION_QUEUE);
+    let (replication, replication_queue) = mpsc::channel(REPLICATION_QUEUE);
     // Two streams of ours besides the tunnels: control and replication.
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(shared.limits.tunnels_max.saturating_add(2)));
     let standing = proved.standing();
@@ -294,6 +295,8 @@ fn start(
         connection,
         exporter,
         reads_receipts: features.iter().any(|feature| feature == receipts::FEATURE),
+        reads_digests: features.iter().any(|feature| feature == level::FEATURE),
+        reads_batches: features.iter().any(|feature| feature == receipts::BATCHES),
         control,
         replication,
         standing: Mutex::new(standing),

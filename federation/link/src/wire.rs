@@ -168,6 +168,8 @@ pub(crate) fn name(frame: &Frame) -> &'static str {
         Frame::JoinRequest(_) => "join_request",
         Frame::JoinAnswer(_) => "join_answer",
         Frame::Receipt(_) => "receipt",
+        Frame::Receipts(_) => "receipts",
+        Frame::VectorDigest(_) => "vector_digest",
     }
 }
 

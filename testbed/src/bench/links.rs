@@ -79,7 +79,7 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Value> {
     sleep(AWAY).await;
     let started = Instant::now();
     stage.hub = hub_at(stage.folder.path(), &stage.address).await?;
-    figures["hub_opens_s"] = secs(started.elapsed());
+    figures["hub_opens_s"] = secs(started.elapsed()).into();
     let before = stage.hub.resident()?;
     figures["storm_hub_died"] = stage.until_up(started, false).await?;
     sleep(SETTLE).await;

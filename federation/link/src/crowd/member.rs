@@ -142,7 +142,7 @@ impl Member {
         let dead = stage.limits.heartbeat * HEARTBEATS_MISSED_MAX;
         let (mut beat, mut answered) = ((0, Instant::now()), Instant::now());
         let whole_every = receipts::whole_interval(stage.members);
-        let mut due = Instant::now() + receipts::GATHER;
+        let mut due = Instant::now() + receipts::gather(stage.members);
         let (mut whole, mut changed) = (None::<Instant>, BTreeMap::new());
         loop {
             tokio::select! {
@@ -150,7 +150,7 @@ impl Member {
                 error = &mut replicating => return Err(error),
                 Some(logs) = news.recv() => {
                     changed.extend(logs);
-                    due = due.min(Instant::now() + receipts::GATHER);
+                    due = due.min(Instant::now() + receipts::gather(stage.members));
                 }
                 Some(frame) = frames.recv() => match frame {
                     Frame::Heartbeat(beat) => {
@@ -164,8 +164,9 @@ impl Member {
                             stage.sample(|seen| seen.round_trips.push(rtt));
                         }
                     }
-                    Frame::Receipt(_) => {
-                        stage.receipts.fetch_add(1, Ordering::Relaxed);
+                    Frame::Receipt(_) => drop(stage.receipts.fetch_add(1, Ordering::Relaxed)),
+                    Frame::Receipts(batch) => {
+                        stage.receipts.fetch_add(batch.receipts.len() as u64, Ordering::Relaxed);
                     }
                     _ => {}
                 },
@@ -178,7 +179,7 @@ impl Member {
                     wire::write_within(&mut say, Frame::Heartbeat(heartbeat), WRITE_STALL_MAX).await?;
                 }
                 () = tokio::time::sleep_until(due) => {
-                    due = Instant::now() + receipts::spread(receipts::interval(stage.members));
+                    due = Instant::now() + receipts::spread(receipts::interval(stage.members), stage.members);
                     let is_whole = whole.is_none_or(|at| at.elapsed() > whole_every);
                     let law = if is_whole { super::lock(&stage.heads).clone() } else { std::mem::take(&mut changed) };
                     if is_whole {

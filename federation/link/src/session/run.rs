@@ -5,8 +5,8 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use federation_identity::now;
-use federation_model::{ConnectionId, Message};
-use proto::federation::{Heartbeat, HeartbeatAck};
+use federation_model::{ConnectionId, Digest, Message};
+use proto::federation::{Heartbeat, HeartbeatAck, Receipt, VectorDigest};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
@@ -18,9 +18,9 @@ use crate::{
     Event, Shared,
     endpoint::code,
     intake,
-    limits::{CLOCK_SKEW_ALARM, HEARTBEAT_STALL_MAX, HEARTBEATS_MISSED_MAX, OPENINGS_MAX, WRITE_STALL_MAX},
+    limits::{CLOCK_SKEW_ALARM, HEARTBEAT_STALL_MAX, HEARTBEATS_MISSED_MAX, OPENINGS_MAX, RECEIPTS_MAX, WRITE_STALL_MAX},
     metrics,
-    registry::{Direction, Session, lock},
+    registry::{Direction, Outgoing, Session, lock},
     replicate::Command,
     tunnel::Tunnel,
     wire::{self, CONTROL_BYTES_MAX, FRAME_BYTES_MAX, Frame, OPEN_BYTES_MAX, WireError, printable},
@@ -61,7 +61,7 @@ pub(super) async fn run(
     session: Arc<Session>,
     streams: Streams,
     control_queue: mpsc::Receiver<Frame>,
-    replication_queue: mpsc::Receiver<Message>,
+    replication_queue: mpsc::Receiver<Outgoing>,
 ) {
     let Streams { control: (control_send, control_receive), replication } = streams;
     let _ = control_send.set_priority(PRIORITY_CONTROL);
@@ -173,11 +173,11 @@ async fn read_control(
                 Err(error) => Some(error),
             },
             Frame::Receipt(receipt) => {
-                let command = Command::Receipt { session: session.clone(), receipt: Box::new(receipt) };
-                // Heartbeats come behind it on this stream, and another receipt comes soon.
-                if shared.driver.try_send(command).is_err() {
-                    ::metrics::counter!(metrics::DROPPED, "queue" => "driver").increment(1);
-                }
+                hear(shared, session, vec![receipt]);
+                None
+            }
+            Frame::Receipts(batch) if batch.receipts.len() <= RECEIPTS_MAX => {
+                hear(shared, session, batch.receipts);
                 None
             }
             other => return Ending::wire(&WireError::Unexpected { got: wire::name(&other) }),
@@ -185,6 +185,14 @@ async fn read_control(
         if let Some(detail) = fault {
             return Ending { code: code::PROTOCOL, reason: "connection_id", detail: Some(detail.to_owned()) };
         }
+    }
+}
+
+/// Hands receipts to the driver.
+fn hear(shared: &Shared, session: &Arc<Session>, receipts: Vec<Receipt>) {
+    // Heartbeats come behind them on this stream, and others come soon.
+    if shared.driver.try_send(Command::Receipts { session: session.clone(), receipts }).is_err() {
+        ::metrics::counter!(metrics::DROPPED, "queue" => "driver").increment(1);
     }
 }
 
@@ -340,7 +348,7 @@ async fn replicate(
     shared: &Arc<Shared>,
     session: &Arc<Session>,
     streams: oneshot::Receiver<(SendStream, RecvStream)>,
-    queue: mpsc::Receiver<Message>,
+    queue: mpsc::Receiver<Outgoing>,
 ) -> Ending {
     let Ok((send, receive)) = streams.await else { return std::future::pending().await };
     let _ = send.set_priority(PRIORITY_REPLICATION);
@@ -350,11 +358,14 @@ async fn replicate(
     }
 }
 
-async fn write_replication(mut send: SendStream, mut queue: mpsc::Receiver<Message>) -> Ending {
+async fn write_replication(mut send: SendStream, mut queue: mpsc::Receiver<Outgoing>) -> Ending {
     while let Some(message) = queue.recv().await {
         let frames = match message {
-            Message::Vector { vector, ask } => wire::vector_frames(&vector, ask),
-            Message::Records(envelopes) => wire::records_frames(&envelopes),
+            Outgoing::Message(Message::Vector { vector, ask }) => wire::vector_frames(&vector, ask),
+            Outgoing::Message(Message::Records(envelopes)) => wire::records_frames(&envelopes),
+            Outgoing::Digest { digest, ask } => {
+                vec![Frame::VectorDigest(VectorDigest { digest: digest.0.to_vec(), ask })]
+            }
         };
         for frame in frames {
             if let Err(error) = wire::write_within(&mut send, frame, WRITE_STALL_MAX).await {
@@ -377,6 +388,10 @@ async fn read_replication(shared: &Arc<Shared>, session: &Arc<Session>, mut rece
                 }
             },
             Ok(other) if parts.is_open() => return Ending::wire(&WireError::Unexpected { got: wire::name(&other) }),
+            Ok(Frame::VectorDigest(frame)) => match frame.digest.as_slice().try_into().map(Digest) {
+                Ok(digest) => Command::Digest { session: session.clone(), digest, ask: frame.ask },
+                Err(_) => return Ending::new(code::PROTOCOL, "vector_digest"),
+            },
             Ok(Frame::Records(records)) if records.envelopes.len() <= wire::ENVELOPES_MAX => {
                 let snapshot = shared.snapshot.borrow().clone();
                 let checked = intake::check(records.envelopes, snapshot, &shared.recent).await;
