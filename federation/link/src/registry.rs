@@ -19,7 +19,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{endpoint::code, limits::SESSIONS_PER_MEMBER_MAX, metrics, wire::Frame};
+use crate::{endpoint::code, limits::{SESSIONS_PER_MEMBER_MAX, STREAMS_BESIDES}, metrics, wire::Frame};
 
 /// Locks, and goes on after a panic of another holder: every value here is valid at each step.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,6 +98,8 @@ pub(crate) struct Session {
     pub(crate) standing: Mutex<Standing>,
     pub(crate) health: Mutex<Health>,
     pub(crate) tunnels: Arc<AtomicU32>,
+    /// How many the peer may have open.
+    pub(crate) room: Mutex<u32>,
     /// Why this side closes it, told before the connection is closed.
     pub(crate) ending: Mutex<Option<&'static str>>,
 }
@@ -113,6 +115,16 @@ impl Session {
 
     pub(crate) fn tunnel_count(&self) -> u32 {
         self.tunnels.load(Ordering::Relaxed)
+    }
+
+    /// Lets the peer open twice as many tunnels if half of what it may is used, `most` at most.
+    pub(crate) fn make_room(&self, most: u32) {
+        let mut room = lock(&self.room);
+        if *room < most && self.tunnel_count() >= *room / 2 {
+            *room = room.saturating_mul(2).min(most);
+            let streams = room.saturating_add(STREAMS_BESIDES);
+            self.connection.set_max_concurrent_bi_streams(quinn::VarInt::from_u32(streams));
+        }
     }
 
     /// Closes the connection; the peer and our own status learn the word.
@@ -164,6 +176,16 @@ pub(crate) struct Past {
 struct Inner {
     sessions: HashMap<ClusterId, Vec<Arc<Session>>>,
     past: HashMap<ClusterId, Past>,
+    /// Who waits for the sessions of one member.
+    ticks: HashMap<ClusterId, watch::Sender<u64>>,
+}
+
+impl Inner {
+    fn tick(&self, member: &ClusterId) {
+        if let Some(ticks) = self.ticks.get(member) {
+            ticks.send_modify(|count| *count += 1);
+        }
+    }
 }
 
 /// Every live session, by member.
@@ -188,6 +210,12 @@ impl Registry {
         self.changed.subscribe()
     }
 
+    /// Ticks with every session of one member that begins or ends: with thousands of members, each of which waits for its
+    /// own, a tick for all would wake all.
+    pub(crate) fn changes_of(&self, member: &ClusterId) -> watch::Receiver<u64> {
+        lock(&self.inner).ticks.entry(*member).or_default().subscribe()
+    }
+
     pub(crate) fn tick(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
@@ -197,9 +225,12 @@ impl Registry {
             let mut inner = lock(&self.inner);
             let past = inner.past.entry(session.member).or_default();
             (past.error, past.heard, past.began) = (None, Some(Instant::now()), Some(Instant::now()));
-            let sessions = inner.sessions.entry(session.member).or_default();
+            let member = session.member;
+            let sessions = inner.sessions.entry(member).or_default();
             sessions.push(session);
-            (sessions.len() > SESSIONS_PER_MEMBER_MAX).then(|| sessions.remove(0))
+            let surplus = (sessions.len() > SESSIONS_PER_MEMBER_MAX).then(|| sessions.remove(0));
+            inner.tick(&member);
+            surplus
         };
         if let Some(surplus) = surplus {
             surplus.close(code::OVERLOADED, "too_many_sessions");
@@ -212,7 +243,7 @@ impl Registry {
     pub(crate) fn remove(&self, session: &Session, reason: &str) -> bool {
         let last = {
             let mut inner = lock(&self.inner);
-            let Inner { sessions, past } = &mut *inner;
+            let Inner { sessions, past, .. } = &mut *inner;
             let left = sessions.get_mut(&session.member).map_or(0, |sessions| {
                 sessions.retain(|held| held.number != session.number);
                 sessions.len()
@@ -221,6 +252,7 @@ impl Registry {
                 sessions.remove(&session.member);
                 past.entry(session.member).or_default().error = Some(format!("session ended: {reason}"));
             }
+            inner.tick(&session.member);
             left == 0
         };
         self.report();
@@ -277,6 +309,8 @@ impl Registry {
 
     /// Forgets what is remembered of those that are no members any more.
     pub(crate) fn keep(&self, wanted: impl Fn(&ClusterId) -> bool) {
-        lock(&self.inner).past.retain(|member, _| wanted(member));
+        let mut inner = lock(&self.inner);
+        inner.past.retain(|member, _| wanted(member));
+        inner.ticks.retain(|member, ticks| wanted(member) || ticks.receiver_count() > 0);
     }
 }

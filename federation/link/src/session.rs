@@ -26,7 +26,7 @@ use crate::{
     SessionError, Shared, endpoint,
     endpoint::code,
     level,
-    limits::{CONTROL_QUEUE, RENEWS_MAX, REPLICATION_QUEUE},
+    limits::{CONTROL_QUEUE, RENEWS_MAX, REPLICATION_QUEUE, STREAMS_BESIDES, TUNNELS_FIRST},
     metrics, receipts,
     registry::{Direction, Health, Session, Standing, half_way},
     wire::{self, Frame, HELLO_BYTES_MAX, printable},
@@ -283,8 +283,8 @@ fn start(
 ) -> Arc<Session> {
     let (control, control_queue) = mpsc::channel(CONTROL_QUEUE);
     let (replication, replication_queue) = mpsc::channel(REPLICATION_QUEUE);
-    // Two streams of ours besides the tunnels: control and replication.
-    connection.set_max_concurrent_bi_streams(VarInt::from_u32(shared.limits.tunnels_max.saturating_add(2)));
+    let room = shared.limits.tunnels_max.min(TUNNELS_FIRST);
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(room.saturating_add(STREAMS_BESIDES)));
     let standing = proved.standing();
     let Proved { member, exporter, .. } = proved;
     let session = Arc::new(Session {
@@ -302,6 +302,7 @@ fn start(
         standing: Mutex::new(standing),
         health: Mutex::new(Health { rtt: None, clock_offset_ms: None, answered: Instant::now(), skew_told: false }),
         tunnels: Arc::new(AtomicU32::new(0)),
+        room: Mutex::new(room),
         ending: Mutex::new(None),
     });
     tracing::info!(

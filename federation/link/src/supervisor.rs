@@ -145,7 +145,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 async fn keep_linked(shared: Arc<Shared>, id: ClusterId) {
     let mut snapshots = shared.snapshot.subscribe();
-    let mut sessions = shared.registry.changes();
+    let mut sessions = shared.registry.changes_of(&id);
     let mut backoff = shared.limits.backoff_min;
     // Both ends of a new pair wake at the same time.
     let courtesy = if shared.own < id { Duration::ZERO } else { COURTESY };
@@ -218,7 +218,7 @@ async fn wait_out(
     pause: Duration,
 ) -> bool {
     let until = Instant::now() + pause;
-    let mut sessions = shared.registry.changes();
+    let mut sessions = shared.registry.changes_of(id);
     let linked = shared.registry.preferred(id).is_some();
     loop {
         tokio::select! {

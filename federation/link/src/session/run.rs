@@ -326,6 +326,7 @@ async fn open(
         Ok(Frame::OpenTunnel(_)) => {
             ::metrics::counter!(metrics::TUNNELS_OPENED, "direction" => "inbound").increment(1);
             let tunnel = Tunnel::new(session, send, receive);
+            session.make_room(shared.limits.tunnels_max);
             match shared.tunnels.try_send(tunnel) {
                 Ok(()) => {}
                 Err(mpsc::error::TrySendError::Full(tunnel) | mpsc::error::TrySendError::Closed(tunnel)) => {
