@@ -93,7 +93,8 @@ pub(crate) struct Session {
     pub(crate) reads_batches: bool,
     /// Whether it compares digests of vectors.
     pub(crate) reads_digests: bool,
-    pub(crate) control: mpsc::Sender<Frame>,
+    /// Boxed, as the queue has room for 32 even while it is empty.
+    pub(crate) control: mpsc::Sender<Box<Frame>>,
     pub(crate) replication: mpsc::Sender<Outgoing>,
     pub(crate) standing: Mutex<Standing>,
     pub(crate) health: Mutex<Health>,
@@ -135,7 +136,7 @@ impl Session {
 
     /// Puts a frame on the control stream. Dropped, and counted, if the peer does not keep up.
     pub(crate) fn tell(&self, frame: Frame) -> bool {
-        let told = self.control.try_send(frame).is_ok();
+        let told = self.control.try_send(Box::new(frame)).is_ok();
         if !told {
             ::metrics::counter!(metrics::DROPPED, "queue" => "control").increment(1);
         }

@@ -21,7 +21,7 @@ use super::{Actor, CrowdError, Stage, failed};
 use crate::{
     SessionError,
     endpoint::{self, SERVER_NAME},
-    limits::{HEARTBEATS_MISSED_MAX, WRITE_STALL_MAX},
+    limits::{HEARTBEAT_STALL_MAX, HEARTBEATS_MISSED_MAX, WRITE_STALL_MAX},
     receipts,
     session::{BUILD, FEATURES, VERSION_MAX, VERSION_MIN, ended},
     supervisor,
@@ -120,7 +120,7 @@ impl Member {
         let (control, replication) = greeted.map_err(|_| wire::WireError::TimedOut(limit))??;
         stage.up.fetch_add(1, Ordering::Relaxed);
         stage.sessions.fetch_add(1, Ordering::Relaxed);
-        let outcome = self.live(control, replication).await;
+        let outcome = self.live(&connection, control, replication).await;
         stage.up.fetch_sub(1, Ordering::Relaxed);
         connection.close(endpoint::code::DEAD, b"dead");
         outcome
@@ -128,6 +128,7 @@ impl Member {
 
     async fn live(
         &mut self,
+        connection: &quinn::Connection,
         (mut say, hear): (SendStream, RecvStream),
         (answer, ask): (SendStream, RecvStream),
     ) -> Result<(), SessionError> {
@@ -140,6 +141,7 @@ impl Member {
         let mut beats = tokio::time::interval(stage.limits.heartbeat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let dead = stage.limits.heartbeat * HEARTBEATS_MISSED_MAX;
+        let mut packets = (0, Instant::now());
         let (mut beat, mut answered) = ((0, Instant::now()), Instant::now());
         let whole_every = receipts::whole_interval(stage.members);
         let mut due = Instant::now() + receipts::gather(stage.members);
@@ -171,7 +173,13 @@ impl Member {
                     _ => {}
                 },
                 _ = beats.tick() => {
-                    if answered.elapsed() > dead {
+                    // Whose packets come is busy, not dead.
+                    let received = connection.stats().udp_rx.datagrams;
+                    if received != packets.0 {
+                        packets = (received, Instant::now());
+                    }
+                    let (unanswered, silent) = (answered.elapsed(), packets.1.elapsed());
+                    if (unanswered > dead && silent > dead) || unanswered > HEARTBEAT_STALL_MAX {
                         return Err(SessionError::Ended("heartbeats are not answered".into()));
                     }
                     beat = (beat.0 + 1, Instant::now());
@@ -196,13 +204,12 @@ impl Member {
 
     /// What it enforces, in as many receipts as it takes.
     fn receipts(&mut self, law: BTreeMap<(ClusterId, u64), u64>, whole: bool) -> Vec<frames::Receipt> {
-        let law: Vec<_> = law.into_iter().collect();
-        let mut parts: Vec<_> = law.chunks(RECEIPT_LOGS_MAX).collect();
-        if parts.is_empty() {
-            parts.push(&[]);
-        }
+        let mut law: Vec<_> = law.into_iter().collect();
+        law.sort_by_key(|((writer, _), _)| *writer != self.id);
+        // As an edge does: a long account begins with the own log.
+        let (first, rest) = law.split_at(if law.len() > RECEIPT_LOGS_MAX { 1 } else { law.len() });
         let mut receipts = Vec::new();
-        for (at, law) in parts.into_iter().enumerate() {
+        for (at, law) in std::iter::once(first).chain(rest.chunks(RECEIPT_LOGS_MAX)).enumerate() {
             self.number = (self.number + 1).max(now().as_millis());
             let receipt = Receipt {
                 federation: self.stage.federation,

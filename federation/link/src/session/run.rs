@@ -60,7 +60,7 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     session: Arc<Session>,
     streams: Streams,
-    control_queue: mpsc::Receiver<Frame>,
+    control_queue: mpsc::Receiver<Box<Frame>>,
     replication_queue: mpsc::Receiver<Outgoing>,
 ) {
     let Streams { control: (control_send, control_receive), replication } = streams;
@@ -220,9 +220,9 @@ fn answered(session: &Session, beats: &std::sync::Mutex<Beats>, ack: &HeartbeatA
     }
 }
 
-async fn write_control(mut send: SendStream, mut queue: mpsc::Receiver<Frame>) -> Ending {
+async fn write_control(mut send: SendStream, mut queue: mpsc::Receiver<Box<Frame>>) -> Ending {
     while let Some(frame) = queue.recv().await {
-        if let Err(error) = wire::write_within(&mut send, frame, WRITE_STALL_MAX).await {
+        if let Err(error) = wire::write_within(&mut send, *frame, WRITE_STALL_MAX).await {
             return Ending::wire(&error);
         }
     }
@@ -289,7 +289,7 @@ async fn accept(
     mut replication: Option<oneshot::Sender<(SendStream, RecvStream)>>,
 ) -> Ending {
     let openings = Arc::new(Semaphore::new(OPENINGS_MAX));
-    let (replication_opened, mut replications) = mpsc::channel(1);
+    let (replication_opened, mut replications) = mpsc::channel::<Box<(SendStream, RecvStream)>>(1);
     loop {
         let permit = openings.clone().acquire_owned().await;
         let (send, receive) = tokio::select! {
@@ -300,7 +300,7 @@ async fn accept(
             },
             Some(streams) = replications.recv() => {
                 match replication.take() {
-                    Some(sender) if session.direction == Direction::Accepted => { let _ = sender.send(streams); }
+                    Some(sender) if session.direction == Direction::Accepted => { let _ = sender.send(*streams); }
                     _ => return Ending::wire(&WireError::Unexpected { got: "open_replication" }),
                 }
                 continue;
@@ -320,7 +320,7 @@ async fn open(
     session: &Session,
     send: SendStream,
     mut receive: RecvStream,
-    replication: mpsc::Sender<(SendStream, RecvStream)>,
+    replication: mpsc::Sender<Box<(SendStream, RecvStream)>>,
 ) {
     match wire::read_within(&mut receive, OPEN_BYTES_MAX, shared.limits.handshake).await {
         Ok(Frame::OpenTunnel(_)) => {
@@ -336,7 +336,7 @@ async fn open(
             }
         }
         Ok(Frame::OpenReplication(_)) => {
-            let _ = replication.send((send, receive)).await;
+            let _ = replication.send(Box::new((send, receive))).await;
         }
         Ok(other) => session.close(code::PROTOCOL, WireError::Unexpected { got: wire::name(&other) }.reason()),
         Err(error) if error.is_fault_of_peer() => session.close(code::PROTOCOL, error.reason()),
