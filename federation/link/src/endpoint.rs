@@ -108,6 +108,13 @@ pub(crate) fn dialling() -> Result<quinn::Endpoint, LinkError> {
     bound.map_err(|source| LinkError::Bind { address: six, source })
 }
 
+/// One that dials from `source`.
+#[cfg(any(test, feature = "crowd"))]
+pub(crate) fn dialling_from(source: SocketAddr) -> Result<quinn::Endpoint, LinkError> {
+    let bound = bind(source).and_then(|socket| endpoint(socket, None));
+    bound.map_err(|error| LinkError::Bind { address: source, source: error })
+}
+
 fn endpoint(socket: std::net::UdpSocket, server: Option<ServerConfig>) -> std::io::Result<quinn::Endpoint> {
     quinn::Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(quinn::TokioRuntime))
 }

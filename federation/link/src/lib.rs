@@ -16,6 +16,8 @@
 //! ```
 
 mod accept;
+#[cfg(any(test, feature = "crowd"))]
+pub mod crowd;
 mod endpoint;
 mod error;
 #[cfg(feature = "fuzzing")]
@@ -23,6 +25,7 @@ pub mod fuzzing;
 mod intake;
 mod join;
 mod leaving;
+mod level;
 mod limits;
 mod membership;
 mod metrics;
@@ -31,6 +34,7 @@ pub mod probe;
 mod receipts;
 mod records;
 mod registry;
+mod relay;
 mod replicate;
 mod session;
 mod state;

@@ -88,6 +88,11 @@ pub(crate) const HEARTBEAT_STALL_MAX: Duration = Duration::from_secs(30);
 pub(crate) const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Streams that a peer may have before its `Hello` was answered.
 pub(crate) const STREAMS_BEFORE_HELLO: u32 = 64;
+/// Streams of a session besides its tunnels: control and replication.
+pub(crate) const STREAMS_BESIDES: u32 = 2;
+/// Tunnels that a peer may open at first; more as it uses half of them, up to [`Limits::tunnels_max`]. QUIC keeps some 80
+/// bytes for each stream that might be opened, which is a megabyte for each link that might have 16,384.
+pub(crate) const TUNNELS_FIRST: u32 = 62;
 /// Streams of a joiner: one.
 pub(crate) const STREAMS_OF_JOINER: u32 = 1;
 /// Largest difference of clocks at which a join is accepted, either way.
@@ -102,6 +107,9 @@ pub(crate) const SESSIONS_PER_MEMBER_MAX: usize = 128;
 pub(crate) const ADDRESSES_MAX: usize = 8;
 /// Frames waiting for one control stream; a session whose queue is full drops notices, never heartbeats' answers.
 pub(crate) const CONTROL_QUEUE: usize = 1_024;
+/// Most receipts in one frame, and most bytes of them; a single longer one goes alone.
+pub(crate) const RECEIPTS_MAX: usize = 256;
+pub(crate) const RECEIPTS_BYTES_MAX: usize = 16 * 1024;
 /// Messages waiting for one replication stream; a session whose queue is full is closed and starts over from vectors.
 pub(crate) const REPLICATION_QUEUE: usize = 4_096;
 /// Commands waiting for the driver, a megabyte each at most; those who send wait.

@@ -12,14 +12,20 @@ use std::{
     time::Duration,
 };
 
-use federation_model::{ClusterId, ClusterName, Message, Timestamp, VerifiedPeer};
+use federation_model::{ClusterId, ClusterName, Digest, Message, Timestamp, VerifiedPeer};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
 
-use crate::{endpoint::code, limits::SESSIONS_PER_MEMBER_MAX, metrics, session::Spoken, wire::Frame};
+use crate::{
+    endpoint::code,
+    limits::{SESSIONS_PER_MEMBER_MAX, STREAMS_BESIDES},
+    metrics,
+    session::Spoken,
+    wire::Frame,
+};
 
 /// Locks, and goes on after a panic of another holder: every value here is valid at each step.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,6 +73,16 @@ pub(crate) struct Standing {
     pub(crate) renew_at: Timestamp,
 }
 
+/// What goes out on a replication stream.
+pub(crate) enum Outgoing {
+    Message(Message),
+    /// In place of a vector.
+    Digest {
+        digest: Digest,
+        ask: bool,
+    },
+}
+
 /// One live QUIC connection with a member.
 pub(crate) struct Session {
     /// Order of beginning, within this process.
@@ -80,11 +96,14 @@ pub(crate) struct Session {
     pub(crate) spoken: Spoken,
     /// The peer said that its edge goes: no new tunnels here.
     pub(crate) leaving: AtomicBool,
-    pub(crate) control: mpsc::Sender<Frame>,
-    pub(crate) replication: mpsc::Sender<Message>,
+    /// Boxed, as the queue has room for 32 even while it is empty.
+    pub(crate) control: mpsc::Sender<Box<Frame>>,
+    pub(crate) replication: mpsc::Sender<Outgoing>,
     pub(crate) standing: Mutex<Standing>,
     pub(crate) health: Mutex<Health>,
     pub(crate) tunnels: Arc<AtomicU32>,
+    /// How many the peer may have open.
+    pub(crate) room: Mutex<u32>,
     /// Why this side closes it, told before the connection is closed.
     pub(crate) ending: Mutex<Option<&'static str>>,
 }
@@ -102,6 +121,16 @@ impl Session {
         self.tunnels.load(Ordering::Relaxed)
     }
 
+    /// Lets the peer open twice as many tunnels if half of what it may is used, `most` at most.
+    pub(crate) fn make_room(&self, most: u32) {
+        let mut room = lock(&self.room);
+        if *room < most && self.tunnel_count() >= *room / 2 {
+            *room = room.saturating_mul(2).min(most);
+            let streams = room.saturating_add(STREAMS_BESIDES);
+            self.connection.set_max_concurrent_bi_streams(quinn::VarInt::from_u32(streams));
+        }
+    }
+
     /// Closes the connection; the peer and our own status learn the word.
     pub(crate) fn close(&self, code: quinn::VarInt, reason: &'static str) {
         lock(&self.ending).get_or_insert(reason);
@@ -110,7 +139,7 @@ impl Session {
 
     /// Puts a frame on the control stream. Dropped, and counted, if the peer does not keep up.
     pub(crate) fn tell(&self, frame: Frame) -> bool {
-        let told = self.control.try_send(frame).is_ok();
+        let told = self.control.try_send(Box::new(frame)).is_ok();
         if !told {
             ::metrics::counter!(metrics::DROPPED, "queue" => "control").increment(1);
         }
@@ -153,6 +182,16 @@ pub(crate) struct Past {
 struct Inner {
     sessions: HashMap<ClusterId, Vec<Arc<Session>>>,
     past: HashMap<ClusterId, Past>,
+    /// Who waits for the sessions of one member.
+    ticks: HashMap<ClusterId, watch::Sender<u64>>,
+}
+
+impl Inner {
+    fn tick(&self, member: &ClusterId) {
+        if let Some(ticks) = self.ticks.get(member) {
+            ticks.send_modify(|count| *count += 1);
+        }
+    }
 }
 
 /// Every live session, by member.
@@ -177,6 +216,12 @@ impl Registry {
         self.changed.subscribe()
     }
 
+    /// Ticks with every session of one member that begins or ends: with thousands of members, each of which waits for its
+    /// own, a tick for all would wake all.
+    pub(crate) fn changes_of(&self, member: &ClusterId) -> watch::Receiver<u64> {
+        lock(&self.inner).ticks.entry(*member).or_default().subscribe()
+    }
+
     pub(crate) fn tick(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
@@ -186,9 +231,12 @@ impl Registry {
             let mut inner = lock(&self.inner);
             let past = inner.past.entry(session.member).or_default();
             (past.error, past.heard, past.began) = (None, Some(Instant::now()), Some(Instant::now()));
-            let sessions = inner.sessions.entry(session.member).or_default();
+            let member = session.member;
+            let sessions = inner.sessions.entry(member).or_default();
             sessions.push(session);
-            (sessions.len() > SESSIONS_PER_MEMBER_MAX).then(|| sessions.remove(0))
+            let surplus = (sessions.len() > SESSIONS_PER_MEMBER_MAX).then(|| sessions.remove(0));
+            inner.tick(&member);
+            surplus
         };
         if let Some(surplus) = surplus {
             surplus.close(code::OVERLOADED, "too_many_sessions");
@@ -201,7 +249,7 @@ impl Registry {
     pub(crate) fn remove(&self, session: &Session, reason: &str) -> bool {
         let last = {
             let mut inner = lock(&self.inner);
-            let Inner { sessions, past } = &mut *inner;
+            let Inner { sessions, past, .. } = &mut *inner;
             let left = sessions.get_mut(&session.member).map_or(0, |sessions| {
                 sessions.retain(|held| held.number != session.number);
                 sessions.len()
@@ -210,6 +258,7 @@ impl Registry {
                 sessions.remove(&session.member);
                 past.entry(session.member).or_default().error = Some(format!("session ended: {reason}"));
             }
+            inner.tick(&session.member);
             left == 0
         };
         self.report();
@@ -267,6 +316,8 @@ impl Registry {
 
     /// Forgets what is remembered of those that are no members any more.
     pub(crate) fn keep(&self, wanted: impl Fn(&ClusterId) -> bool) {
-        lock(&self.inner).past.retain(|member, _| wanted(member));
+        let mut inner = lock(&self.inner);
+        inner.past.retain(|member, _| wanted(member));
+        inner.ticks.retain(|member, ticks| wanted(member) || ticks.receiver_count() > 0);
     }
 }

@@ -27,11 +27,12 @@ use crate::{
     Shared, WriteError,
     endpoint::code,
     intake::{Budget, Checked},
+    level::Levels,
     limits::DRIVER_BATCH,
     metrics,
     receipts::Speaker,
     records::{self, Unfit},
-    registry::Session,
+    registry::{Outgoing, Session},
     state::{self, State},
 };
 
@@ -70,13 +71,19 @@ pub(crate) enum Command {
     Refound {
         reply: oneshot::Sender<Result<FederationId, RejoinError>>,
     },
-    Receipt {
+    Receipts {
         session: Arc<Session>,
-        receipt: Box<proto::federation::Receipt>,
+        receipts: Vec<proto::federation::Receipt>,
     },
     Vector {
         session: Arc<Session>,
         vector: Vector,
+        ask: bool,
+    },
+    /// The digest of a member's vector.
+    Digest {
+        session: Arc<Session>,
+        digest: Digest,
         ask: bool,
     },
     Records {
@@ -123,6 +130,7 @@ pub(crate) struct Driver {
     /// Order of arrival of the next record.
     arrivals: u64,
     connected: BTreeMap<ClusterId, Arc<Session>>,
+    levels: Levels,
     speaker: Speaker,
     /// Of members that sent something; forgotten with the process.
     budgets: HashMap<ClusterId, Budget>,
@@ -159,6 +167,7 @@ impl Driver {
             unpublished: Vec::new(),
             arrivals,
             connected,
+            levels: Levels::default(),
             speaker: Speaker::new(),
             budgets: HashMap::new(),
             pause: None,
@@ -187,10 +196,7 @@ impl Driver {
                     self.follow_sessions().await;
                 }
                 _ = compare.tick() => {
-                    let effects = self.replica.anti_entropy();
-                    let mut pending = Pending::default();
-                    pending.add(effects);
-                    let _ = self.flush(pending).await;
+                    self.compare_all();
                 }
                 () = resumption(&self.pause) => self.resume(),
                 () = self.speaker.due(), if !self.dirty => self.speak(),
@@ -224,12 +230,13 @@ impl Driver {
                     };
                 }
                 Command::Vector { session, vector, ask } => self.compare(&session, vector, ask, &mut pending),
+                Command::Digest { session, digest, ask } => self.level(&session, digest, ask, &mut pending),
                 Command::Refound { reply } => {
                     let _ = self.flush(std::mem::take(&mut pending)).await;
                     let _ = reply.send(self.refound().await);
                 }
-                Command::Receipt { session, receipt } => {
-                    self.speaker.hear(&self.shared, &self.replica, &self.connected, &session, &receipt);
+                Command::Receipts { session, receipts } => {
+                    self.speaker.hear(&self.shared, &self.replica, &self.connected, &session, receipts);
                 }
                 Command::Records { .. } if self.is_paused() => {}
                 Command::Records { session, checked } => self.receive(&session, checked, &mut pending),
@@ -270,6 +277,38 @@ impl Driver {
         let cost = 1 + vector.0.len() / LOGS_PER_RECORD;
         pending.add(self.replica.on_vector(session.member, vector, ask));
         self.charge(session, cost);
+    }
+
+    /// A member said in 32 bytes how far it is.
+    fn level(&mut self, session: &Session, digest: Digest, ask: bool, pending: &mut Pending) {
+        let peer = session.member;
+        if digest == self.levels.digest(&self.replica, &peer) {
+            self.levels.agree(&peer);
+            self.replica.on_level(peer);
+            if ask {
+                self.tell_level(session, false);
+            }
+        } else if ask || !self.replica.is_compared(&peer) || self.levels.differ(&peer) {
+            pending.add(self.replica.on_resumed(peer));
+        }
+        self.charge(session, 1);
+    }
+
+    fn tell_level(&mut self, session: &Session, ask: bool) {
+        let digest = self.levels.digest(&self.replica, &session.member);
+        send(session, Outgoing::Digest { digest, ask });
+    }
+
+    /// Asks every member again how far it is.
+    fn compare_all(&mut self) {
+        for (member, session) in std::mem::take(&mut self.connected) {
+            if session.spoken.digests {
+                self.tell_level(&session, false);
+            } else if let Some(Effect::Send { message, .. }) = self.replica.anti_entropy_with(member) {
+                send(&session, Outgoing::Message(message));
+            }
+            self.connected.insert(member, session);
+        }
     }
 
     /// Takes off a member's budget what brought nothing new.
@@ -416,6 +455,7 @@ impl Driver {
         store.apply(changes).await.map_err(failed)?;
         self.arrivals = replica.len() as u64;
         self.replica = replica;
+        self.levels = Levels::default();
         self.unpublished.clear();
         self.speaker.start_over(&self.shared);
         self.connected.clear();
@@ -430,10 +470,11 @@ impl Driver {
         if self.is_paused() {
             for (member, session) in &live {
                 if self.connected.get(member).is_none_or(|held| held.number != session.number) {
-                    self.speaker.connected(&self.shared, session);
+                    self.speaker.connected(session);
                 }
             }
             self.connected = live;
+            self.speaker.pass_on(&self.shared, &self.connected);
             return;
         }
         let mut pending = Pending::default();
@@ -444,11 +485,17 @@ impl Driver {
         }
         for (member, session) in &live {
             if self.connected.get(member).is_none_or(|held| held.number != session.number) {
-                pending.add(self.replica.on_connected(*member));
-                self.speaker.connected(&self.shared, session);
+                if session.spoken.digests {
+                    self.replica.on_met(*member);
+                    self.tell_level(session, false);
+                } else {
+                    pending.add(self.replica.on_connected(*member));
+                }
+                self.speaker.connected(session);
             }
         }
         self.connected = live;
+        self.speaker.pass_on(&self.shared, &self.connected);
         let _ = self.flush(pending).await;
     }
 
@@ -505,10 +552,8 @@ impl Driver {
 
     fn send(&self, sends: Vec<(ClusterId, Message)>) {
         for (peer, message) in sends {
-            let Some(session) = self.connected.get(&peer) else { continue };
-            if let Err(mpsc::error::TrySendError::Full(_)) = session.replication.try_send(message) {
-                // It starts over from the vectors, which costs less than what waits.
-                session.close(code::OVERLOADED, "replication_lagging");
+            if let Some(session) = self.connected.get(&peer) {
+                send(session, Outgoing::Message(message));
             }
         }
     }
@@ -518,6 +563,7 @@ impl Driver {
     /// they bring would be refused again.
     fn reload(&mut self, uncertain: bool, pause: bool) {
         let held = self.shared.records.borrow().clone();
+        self.levels = Levels::default();
         self.replica.reload(held.iter().chain(&self.unpublished).cloned(), uncertain);
         if !pause {
             return self.take_up();
@@ -542,8 +588,13 @@ impl Driver {
     /// Asks everyone for what was lost.
     fn take_up(&mut self) {
         let mut pending = Pending::default();
-        for member in self.connected.keys() {
-            pending.add(self.replica.on_resumed(*member));
+        for (member, session) in self.connected.clone() {
+            if session.spoken.digests {
+                self.replica.on_met(member);
+                self.tell_level(&session, true);
+            } else {
+                pending.add(self.replica.on_resumed(member));
+            }
         }
         self.send(pending.sends);
     }
@@ -570,6 +621,14 @@ impl Driver {
     fn speak(&mut self) {
         let members = self.shared.snapshot.borrow().as_ref().map_or(0, |held| held.members.len());
         self.speaker.speak(&self.shared, &self.replica, &self.connected, members);
+    }
+}
+
+/// Puts something on a replication stream.
+fn send(session: &Session, what: Outgoing) {
+    if let Err(mpsc::error::TrySendError::Full(_)) = session.replication.try_send(what) {
+        // It starts over from the vectors, which costs less than what waits.
+        session.close(code::OVERLOADED, "replication_lagging");
     }
 }
 

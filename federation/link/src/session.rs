@@ -18,7 +18,7 @@ use std::{
 };
 
 use federation_identity::now;
-use federation_model::{Member, Message, Snapshot, Timestamp, VerifiedPeer};
+use federation_model::{Member, Snapshot, Timestamp, VerifiedPeer};
 use proto::federation::{Hello, HelloAck, OpenReplication};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -28,8 +28,8 @@ use tracing::Instrument;
 use crate::{
     SessionError, Shared, endpoint,
     endpoint::code,
-    leaving,
-    limits::{CONTROL_QUEUE, RENEWS_MAX, REPLICATION_QUEUE},
+    leaving, level,
+    limits::{CONTROL_QUEUE, RENEWS_MAX, REPLICATION_QUEUE, STREAMS_BESIDES, TUNNELS_FIRST},
     metrics, receipts,
     registry::{Direction, Health, Session, Standing, half_way},
     wire::{self, Frame, HELLO_BYTES_MAX, printable},
@@ -39,7 +39,7 @@ use crate::{
 pub(crate) const VERSION_MIN: u32 = 1;
 pub(crate) const VERSION_MAX: u32 = 1;
 /// Optional features of this edge.
-const FEATURES: [&str; 2] = [receipts::FEATURE, leaving::FEATURE];
+pub(crate) const FEATURES: [&str; 4] = [receipts::FEATURE, receipts::BATCHES, level::FEATURE, leaving::FEATURE];
 /// What this edge says of its build.
 pub(crate) const BUILD: &str = concat!("hanse/", env!("CARGO_PKG_VERSION"));
 /// Label of the exporter that names a session (RFC 8446, 7.5).
@@ -107,6 +107,10 @@ fn prove(
 pub(crate) struct Spoken {
     /// It reads receipts.
     pub(crate) receipts: bool,
+    /// Many of them in one frame.
+    pub(crate) batches: bool,
+    /// It compares digests of vectors.
+    pub(crate) digests: bool,
     /// It reads that something on a path leaves.
     pub(crate) leaving: bool,
     /// Its build in its own words, fit for a person.
@@ -116,7 +120,13 @@ pub(crate) struct Spoken {
 impl Spoken {
     fn new(features: &[String], build: &str) -> Self {
         let named = |wanted: &str| features.iter().any(|feature| feature == wanted);
-        Self { receipts: named(receipts::FEATURE), leaving: named(leaving::FEATURE), build: printable(build) }
+        Self {
+            receipts: named(receipts::FEATURE),
+            batches: named(receipts::BATCHES),
+            digests: named(level::FEATURE),
+            leaving: named(leaving::FEATURE),
+            build: printable(build),
+        }
     }
 }
 
@@ -303,9 +313,9 @@ fn start(
     streams: Streams,
 ) -> Arc<Session> {
     let (control, control_queue) = mpsc::channel(CONTROL_QUEUE);
-    let (replication, replication_queue) = mpsc::channel::<Message>(REPLICATION_QUEUE);
-    // Two streams of ours besides the tunnels: control and replication.
-    connection.set_max_concurrent_bi_streams(VarInt::from_u32(shared.limits.tunnels_max.saturating_add(2)));
+    let (replication, replication_queue) = mpsc::channel(REPLICATION_QUEUE);
+    let room = shared.limits.tunnels_max.min(TUNNELS_FIRST);
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(room.saturating_add(STREAMS_BESIDES)));
     let standing = proved.standing();
     let Proved { member, exporter, .. } = proved;
     let session = Arc::new(Session {
@@ -322,6 +332,7 @@ fn start(
         standing: Mutex::new(standing),
         health: Mutex::new(Health { rtt: None, clock_offset_ms: None, answered: Instant::now(), skew_told: false }),
         tunnels: Arc::new(AtomicU32::new(0)),
+        room: Mutex::new(room),
         ending: Mutex::new(None),
     });
     tracing::info!(

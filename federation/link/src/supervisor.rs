@@ -145,7 +145,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 async fn keep_linked(shared: Arc<Shared>, id: ClusterId) {
     let mut snapshots = shared.snapshot.subscribe();
-    let mut sessions = shared.registry.changes();
+    let mut sessions = shared.registry.changes_of(&id);
     let mut backoff = shared.limits.backoff_min;
     // Both ends of a new pair wake at the same time.
     let courtesy = if shared.own < id { Duration::ZERO } else { COURTESY };
@@ -201,7 +201,12 @@ async fn keep_linked(shared: Arc<Shared>, id: ClusterId) {
 /// One that dials many members at a time is less eager.
 fn longest_pause(shared: &Shared) -> Duration {
     let members = shared.snapshot.borrow().as_ref().map_or(0, |held| held.members.len());
-    shared.limits.backoff_max.mul_f64((members as f64 / EAGER_MEMBERS).max(1.0))
+    pause_max(&shared.limits, members)
+}
+
+/// Longest pause between dials of one of so many members.
+pub(crate) fn pause_max(limits: &crate::Limits, members: usize) -> Duration {
+    limits.backoff_max.mul_f64((members as f64 / EAGER_MEMBERS).max(1.0))
 }
 
 /// Waits, but not for a member whose endpoints changed or that dialled us meanwhile: says whether one of these happened.
@@ -213,7 +218,7 @@ async fn wait_out(
     pause: Duration,
 ) -> bool {
     let until = Instant::now() + pause;
-    let mut sessions = shared.registry.changes();
+    let mut sessions = shared.registry.changes_of(id);
     let linked = shared.registry.preferred(id).is_some();
     loop {
         tokio::select! {

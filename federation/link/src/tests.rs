@@ -1,5 +1,6 @@
 //! Worlds of two and three clusters over real QUIC on loopback, and peers that do not keep to the protocol.
 
+mod crowd;
 mod floods;
 mod joining;
 mod leaving;

@@ -169,6 +169,8 @@ pub(crate) fn name(frame: &Frame) -> &'static str {
         Frame::JoinAnswer(_) => "join_answer",
         Frame::Receipt(_) => "receipt",
         Frame::Leaving(_) => "leaving",
+        Frame::Receipts(_) => "receipts",
+        Frame::VectorDigest(_) => "vector_digest",
     }
 }
 

@@ -386,6 +386,29 @@ impl Replica {
         vec![self.ask(peer)]
     }
 
+    /// The same with a peer that compares digests first, see [`Replica::on_level`].
+    pub fn on_met(&mut self, peer: ClusterId) {
+        self.peers.insert(peer, Peer::default());
+    }
+
+    /// A peer's vector is the one that it would be sent.
+    pub fn on_level(&mut self, peer: ClusterId) {
+        if let Some(state) = self.peers.get_mut(&peer) {
+            *state = Peer { ahead: Some(Vector::default()), asked: false };
+        }
+    }
+
+    /// Whether a peer said how far it is.
+    pub fn is_compared(&self, peer: &ClusterId) -> bool {
+        self.peers.get(peer).is_some_and(|state| state.ahead.is_some())
+    }
+
+    /// Every head that a vector for `peer` would name, in its order.
+    pub fn heads_shared(&self, peer: ClusterId) -> impl Iterator<Item = (ClusterId, Audience, u64, Head)> {
+        let shared = self.logs.iter().filter(move |((writer, audience), _)| self.shares(peer, *writer, *audience));
+        shared.flat_map(|((writer, audience), log)| log.heads().map(|(epoch, head)| (*writer, *audience, epoch, head)))
+    }
+
     /// This cluster lost track of a peer whose session goes on: it is asked how far it is.
     pub fn on_resumed(&mut self, peer: ClusterId) -> Vec<Effect> {
         self.peers.insert(peer, Peer::default());
@@ -399,9 +422,13 @@ impl Replica {
     /// Asks every connected peer again for what is lacking. Once a minute is plenty: it heals what a lost or refused
     /// message left behind.
     pub fn anti_entropy(&mut self) -> Vec<Effect> {
-        let asks = !planted(Mutation::SkipAntiEntropy);
-        let peers: Vec<ClusterId> = self.peers.keys().copied().filter(|_| asks).collect();
-        peers.into_iter().map(|peer| self.ask(peer)).collect()
+        let peers: Vec<ClusterId> = self.peers.keys().copied().collect();
+        peers.into_iter().flat_map(|peer| self.anti_entropy_with(peer)).collect()
+    }
+
+    /// The same of one peer.
+    pub fn anti_entropy_with(&self, peer: ClusterId) -> Option<Effect> {
+        (!planted(Mutation::SkipAntiEntropy)).then(|| self.ask(peer))
     }
 
     /// A peer said how far it is: it gets what it lacks, and if it asks for it, this cluster's own vector.

@@ -1,20 +1,27 @@
-//! Measures what the figures of the documentation claim: `bench federation --json FILE`.
+//! Measures what the figures of the documentation claim: `bench federation --json FILE`, `bench links --json FILE`.
 //!
 //! In: the name of a part. Out: one JSON object, on stdout and in FILE. Never: judges a figure; whoever reads it does.
 
 #![allow(clippy::result_large_err, reason = "an error ends the program, and is made once")]
 
 mod federation;
+mod links;
 mod member;
 mod path;
 mod propagation;
 mod sync;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
+use tokio::runtime::Runtime;
 
-const USAGE: &str = "usage: bench federation [--json FILE]";
+const USAGE: &str =
+    "usage: bench federation [--json FILE]\n       bench links [--members N] [--idle SECONDS] [--json FILE]";
+/// Members of `links`, unless others are asked for.
+const MEMBERS: usize = 2_000;
+/// How long links idle, unless something else is asked for.
+const IDLE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1)) {
@@ -28,21 +35,33 @@ fn main() -> ExitCode {
 
 fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     let part = arguments.next().context("no part to measure is named")?;
+    match part.as_str() {
+        "links-hub" => return Runtime::new()?.block_on(links::hub(arguments)),
+        "links-crowd" => return Runtime::new()?.block_on(links::crowd(arguments)),
+        _ => {}
+    }
     let mut file: Option<PathBuf> = None;
+    let mut plan = links::Plan { members: MEMBERS, idle: IDLE };
     while let Some(argument) = arguments.next() {
+        let mut number = || {
+            arguments.next().with_context(|| format!("{argument} needs a number"))?.parse().context(argument.clone())
+        };
         match argument.as_str() {
             "--json" => file = Some(arguments.next().context("--json needs a file")?.into()),
+            "--members" => plan.members = number()?,
+            "--idle" => plan.idle = Duration::from_secs(number()? as u64),
             other => bail!("argument {other:?} is not known"),
         }
     }
     let figures = match part.as_str() {
         "federation" => {
             let mut figures = federation::measure()?;
-            let runtime = tokio::runtime::Runtime::new()?;
+            let runtime = Runtime::new()?;
             figures["cold_sync_s"] = runtime.block_on(sync::measure())?;
             figures["propagation_ms"] = runtime.block_on(propagation::measure())?;
             figures
         }
+        "links" => Runtime::new()?.block_on(links::measure(&plan))?,
         other => bail!("part {other:?} is not known"),
     };
     let text = serde_json::to_string_pretty(&figures)?;

@@ -5,8 +5,8 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use federation_identity::now;
-use federation_model::{ConnectionId, Message};
-use proto::federation::{Heartbeat, HeartbeatAck};
+use federation_model::{ConnectionId, Digest, Message};
+use proto::federation::{Heartbeat, HeartbeatAck, Receipt, VectorDigest};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
@@ -18,9 +18,11 @@ use crate::{
     Event, Shared,
     endpoint::code,
     intake, leaving,
-    limits::{CLOCK_SKEW_ALARM, HEARTBEAT_STALL_MAX, HEARTBEATS_MISSED_MAX, OPENINGS_MAX, WRITE_STALL_MAX},
+    limits::{
+        CLOCK_SKEW_ALARM, HEARTBEAT_STALL_MAX, HEARTBEATS_MISSED_MAX, OPENINGS_MAX, RECEIPTS_MAX, WRITE_STALL_MAX,
+    },
     metrics,
-    registry::{Direction, Session, lock},
+    registry::{Direction, Outgoing, Session, lock},
     replicate::Command,
     tunnel::Tunnel,
     wire::{self, CONTROL_BYTES_MAX, FRAME_BYTES_MAX, Frame, OPEN_BYTES_MAX, WireError, printable},
@@ -60,8 +62,8 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     session: Arc<Session>,
     streams: Streams,
-    control_queue: mpsc::Receiver<Frame>,
-    replication_queue: mpsc::Receiver<Message>,
+    control_queue: mpsc::Receiver<Box<Frame>>,
+    replication_queue: mpsc::Receiver<Outgoing>,
 ) {
     let Streams { control: (control_send, control_receive), replication } = streams;
     let _ = control_send.set_priority(PRIORITY_CONTROL);
@@ -174,11 +176,11 @@ async fn read_control(
                 Err(error) => Some(error),
             },
             Frame::Receipt(receipt) => {
-                let command = Command::Receipt { session: session.clone(), receipt: Box::new(receipt) };
-                // Heartbeats come behind it on this stream, and another receipt comes soon.
-                if shared.driver.try_send(command).is_err() {
-                    ::metrics::counter!(metrics::DROPPED, "queue" => "driver").increment(1);
-                }
+                hear(shared, session, vec![receipt]);
+                None
+            }
+            Frame::Receipts(batch) if batch.receipts.len() <= RECEIPTS_MAX => {
+                hear(shared, session, batch.receipts);
                 None
             }
             Frame::Leaving(said) => leaving::heard(shared, session, &said).err(),
@@ -187,6 +189,14 @@ async fn read_control(
         if let Some(detail) = fault {
             return Ending { code: code::PROTOCOL, reason: "connection_id", detail: Some(detail.to_owned()) };
         }
+    }
+}
+
+/// Hands receipts to the driver.
+fn hear(shared: &Shared, session: &Arc<Session>, receipts: Vec<Receipt>) {
+    // Heartbeats come behind them on this stream, and others come soon.
+    if shared.driver.try_send(Command::Receipts { session: session.clone(), receipts }).is_err() {
+        ::metrics::counter!(metrics::DROPPED, "queue" => "driver").increment(1);
     }
 }
 
@@ -214,9 +224,9 @@ fn answered(session: &Session, beats: &std::sync::Mutex<Beats>, ack: &HeartbeatA
     }
 }
 
-async fn write_control(mut send: SendStream, mut queue: mpsc::Receiver<Frame>) -> Ending {
+async fn write_control(mut send: SendStream, mut queue: mpsc::Receiver<Box<Frame>>) -> Ending {
     while let Some(frame) = queue.recv().await {
-        if let Err(error) = wire::write_within(&mut send, frame, WRITE_STALL_MAX).await {
+        if let Err(error) = wire::write_within(&mut send, *frame, WRITE_STALL_MAX).await {
             return Ending::wire(&error);
         }
     }
@@ -283,7 +293,7 @@ async fn accept(
     mut replication: Option<oneshot::Sender<(SendStream, RecvStream)>>,
 ) -> Ending {
     let openings = Arc::new(Semaphore::new(OPENINGS_MAX));
-    let (replication_opened, mut replications) = mpsc::channel(1);
+    let (replication_opened, mut replications) = mpsc::channel::<Box<(SendStream, RecvStream)>>(1);
     loop {
         let permit = openings.clone().acquire_owned().await;
         let (send, receive) = tokio::select! {
@@ -294,7 +304,7 @@ async fn accept(
             },
             Some(streams) = replications.recv() => {
                 match replication.take() {
-                    Some(sender) if session.direction == Direction::Accepted => { let _ = sender.send(streams); }
+                    Some(sender) if session.direction == Direction::Accepted => { let _ = sender.send(*streams); }
                     _ => return Ending::wire(&WireError::Unexpected { got: "open_replication" }),
                 }
                 continue;
@@ -314,12 +324,13 @@ async fn open(
     session: &Session,
     send: SendStream,
     mut receive: RecvStream,
-    replication: mpsc::Sender<(SendStream, RecvStream)>,
+    replication: mpsc::Sender<Box<(SendStream, RecvStream)>>,
 ) {
     match wire::read_within(&mut receive, OPEN_BYTES_MAX, shared.limits.handshake).await {
         Ok(Frame::OpenTunnel(_)) => {
             ::metrics::counter!(metrics::TUNNELS_OPENED, "direction" => "inbound").increment(1);
             let tunnel = Tunnel::new(session, send, receive);
+            session.make_room(shared.limits.tunnels_max);
             match shared.tunnels.try_send(tunnel) {
                 Ok(()) => {}
                 Err(mpsc::error::TrySendError::Full(tunnel) | mpsc::error::TrySendError::Closed(tunnel)) => {
@@ -329,7 +340,7 @@ async fn open(
             }
         }
         Ok(Frame::OpenReplication(_)) => {
-            let _ = replication.send((send, receive)).await;
+            let _ = replication.send(Box::new((send, receive))).await;
         }
         Ok(other) => session.close(code::PROTOCOL, WireError::Unexpected { got: wire::name(&other) }.reason()),
         Err(error) if error.is_fault_of_peer() => session.close(code::PROTOCOL, error.reason()),
@@ -342,7 +353,7 @@ async fn replicate(
     shared: &Arc<Shared>,
     session: &Arc<Session>,
     streams: oneshot::Receiver<(SendStream, RecvStream)>,
-    queue: mpsc::Receiver<Message>,
+    queue: mpsc::Receiver<Outgoing>,
 ) -> Ending {
     let Ok((send, receive)) = streams.await else { return std::future::pending().await };
     let _ = send.set_priority(PRIORITY_REPLICATION);
@@ -352,11 +363,14 @@ async fn replicate(
     }
 }
 
-async fn write_replication(mut send: SendStream, mut queue: mpsc::Receiver<Message>) -> Ending {
+async fn write_replication(mut send: SendStream, mut queue: mpsc::Receiver<Outgoing>) -> Ending {
     while let Some(message) = queue.recv().await {
         let frames = match message {
-            Message::Vector { vector, ask } => wire::vector_frames(&vector, ask),
-            Message::Records(envelopes) => wire::records_frames(&envelopes),
+            Outgoing::Message(Message::Vector { vector, ask }) => wire::vector_frames(&vector, ask),
+            Outgoing::Message(Message::Records(envelopes)) => wire::records_frames(&envelopes),
+            Outgoing::Digest { digest, ask } => {
+                vec![Frame::VectorDigest(VectorDigest { digest: digest.0.to_vec(), ask })]
+            }
         };
         for frame in frames {
             if let Err(error) = wire::write_within(&mut send, frame, WRITE_STALL_MAX).await {
@@ -379,6 +393,10 @@ async fn read_replication(shared: &Arc<Shared>, session: &Arc<Session>, mut rece
                 }
             },
             Ok(other) if parts.is_open() => return Ending::wire(&WireError::Unexpected { got: wire::name(&other) }),
+            Ok(Frame::VectorDigest(frame)) => match frame.digest.as_slice().try_into().map(Digest) {
+                Ok(digest) => Command::Digest { session: session.clone(), digest, ask: frame.ask },
+                Err(_) => return Ending::new(code::PROTOCOL, "vector_digest"),
+            },
             Ok(Frame::Records(records)) if records.envelopes.len() <= wire::ENVELOPES_MAX => {
                 let snapshot = shared.snapshot.borrow().clone();
                 let checked = intake::check(records.envelopes, snapshot, &shared.recent).await;
