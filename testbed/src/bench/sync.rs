@@ -1,9 +1,10 @@
 //! How long a cold member takes to everything: a join, and a restart, by the number of records.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::member::Member;
 
