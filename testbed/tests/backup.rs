@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +17,7 @@ use federation_store::{Change, Key, Kind, Store, open_sled};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 use testbed::worlds::{Answer, CONVERGE, Cluster, Failure, Plan, Process, World, hanse, link, until};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// Life of SVIDs where a root is rotated: the old one stays for that long.
 const TTL: Duration = Duration::from_secs(4);
@@ -497,7 +497,7 @@ async fn copies_by_the_clock_are_whole_and_only_the_newest_stay() -> Result<(), 
         let left: Vec<_> =
             listed()?.into_iter().filter(|path| path.extension().is_some_and(|end| end == "hansebak")).collect();
         ensure!(left.len() <= 5 && left.contains(&folder.join("west-notes.hansebak")), "{left:?}");
-        let newest = left.iter().filter(|path| !path.ends_with("west-notes.hansebak")).next_back().context("a copy")?;
+        let newest = left.iter().rfind(|path| !path.ends_with("west-notes.hansebak")).context("a copy")?;
         restore(&west, newest).await?;
         west.restart().await?;
         until_agreed(&[&west], &[("web.shop", "allow")]).await
