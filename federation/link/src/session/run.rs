@@ -19,7 +19,8 @@ use crate::{
     endpoint::code,
     intake, leaving,
     limits::{
-        CLOCK_SKEW_ALARM, HEARTBEAT_STALL_MAX, HEARTBEATS_MISSED_MAX, OPENINGS_MAX, RECEIPTS_MAX, WRITE_STALL_MAX,
+        CLOCK_SKEW_ALARM, HEARTBEAT_STALL_MAX, HEARTBEATS_MISSED_MAX, OPENINGS_MAX, RECEIPTS_MAX, RECEIPTS_WAIT_MAX,
+        WRITE_STALL_MAX,
     },
     metrics,
     registry::{Direction, Outgoing, Session, lock},
@@ -176,11 +177,11 @@ async fn read_control(
                 Err(error) => Some(error),
             },
             Frame::Receipt(receipt) => {
-                hear(shared, session, vec![receipt]);
+                hear(shared, session, vec![receipt]).await;
                 None
             }
             Frame::Receipts(batch) if batch.receipts.len() <= RECEIPTS_MAX => {
-                hear(shared, session, batch.receipts);
+                hear(shared, session, batch.receipts).await;
                 None
             }
             Frame::Leaving(said) => leaving::heard(shared, session, &said).err(),
@@ -192,10 +193,11 @@ async fn read_control(
     }
 }
 
-/// Hands receipts to the driver.
-fn hear(shared: &Shared, session: &Arc<Session>, receipts: Vec<Receipt>) {
-    // Heartbeats come behind them on this stream, and others come soon.
-    if shared.driver.try_send(Command::Receipts { session: session.clone(), receipts }).is_err() {
+/// Hands receipts to the driver, which may have its hands full of them: all members confirm a change at once.
+async fn hear(shared: &Shared, session: &Arc<Session>, receipts: Vec<Receipt>) {
+    let command = Command::Receipts { session: session.clone(), receipts };
+    // Heartbeats come behind them on this stream. What is lost here, the member's next whole receipt says again.
+    if shared.driver.send_timeout(command, RECEIPTS_WAIT_MAX).await.is_err() {
         ::metrics::counter!(metrics::DROPPED, "queue" => "driver").increment(1);
     }
 }

@@ -43,15 +43,17 @@ async fn hundreds_of_members_connect_confirm_a_rule_and_come_back() {
     within(SOON, "all up", || up(&link) == MEMBERS && crowd.seen().up == MEMBERS).await;
 
     let mut got = 0;
-    crowd.seen();
+    let before = crowd.seen().sessions;
     let body = Body::Intention(Intention { key: rule("web"), state: RuleState::Is(Action::Allow) });
     let record = link.write(Audience::Law, body, "test".into()).await.expect("written");
     within(RULE_LIMIT, "every member has the rule", || {
-        got += crowd.seen().arrivals.len();
-        got == MEMBERS
+        // One that had to dial again meanwhile says that it holds what the hub does.
+        let seen = crowd.seen();
+        got += seen.arrivals.len();
+        got + (seen.sessions - before) as usize >= MEMBERS
     })
     .await;
-    within(RULE_LIMIT, "every member confirms it", || link.enforcement(&record).by.len() == MEMBERS + 1).await;
+    within(SOON, "every member confirms it", || link.enforcement(&record).by.len() == MEMBERS + 1).await;
     within(SOON, "what others said is passed on", || crowd.seen().receipts as usize > 2 * MEMBERS).await;
 
     crowd.stop().await;

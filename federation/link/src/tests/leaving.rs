@@ -69,12 +69,16 @@ async fn a_member_that_was_lost_without_a_word_or_is_out_is_not_waited_for() {
     let (east, west) = pair().await;
     let hold = Duration::from_millis(300);
     settled(&east, hold).await;
-    for session in east.link.shared.registry.of(&west.id()) {
-        session.close(crate::endpoint::code::DEAD, "dead");
-    }
+    let lost = east.link.shared.registry.of(&west.id());
+    lost.iter().for_each(|session| session.close(crate::endpoint::code::DEAD, "dead"));
+    until("the loss is noticed", || {
+        let held = east.link.shared.registry.of(&west.id());
+        held.iter().all(|session| lost.iter().all(|lost| lost.number != session.number))
+    })
+    .await;
     // Nobody said that it goes: a session comes again by itself, but nothing is held for it.
-    let lost = east.link.back(west.id(), hold).await;
-    assert!(!lost || east.link.session_peer(west.id()).is_some());
+    let back = east.link.back(west.id(), hold).await;
+    assert!(!back || east.link.session_peer(west.id()).is_some());
     east.link.block(west.id(), "test".into()).await.expect("durable");
     until("no session", || east.link.session_peer(west.id()).is_none()).await;
     assert!(!east.link.back(west.id(), HOLD).await, "it is blocked");

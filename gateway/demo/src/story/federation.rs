@@ -144,12 +144,13 @@ impl Story {
             ensure!(start.elapsed() < if acknowledged.is_some() { ROTATED } else { CONVERGE }, "{rotation:?}");
             if matches!(rotation.phase.as_str(), "signing" | "retired") && acknowledged.is_none() {
                 acknowledged = Some(start.elapsed());
+                ensure!(rotation.phase == "signing" && rotation.acknowledged == members, "{rotation:?}");
                 self.teller.say(&format!("{members} of {members} members know west's new root: it signs from now on"));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
             rotation = west.cert_status().await?.rotation.context("the rotation is not shown")?;
         }
-        ensure!(rotation.phase == "retired" && rotation.acknowledged == members, "{rotation:?}");
+        ensure!(rotation.phase == "retired", "{rotation:?}");
         let socks = self.world.workload("web")?.socks;
         let body =
             until("web reaches payments under the new root", SVID_TTL, || browse::get(socks, PAYMENTS, PORT, "/"))
