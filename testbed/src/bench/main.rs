@@ -1,4 +1,4 @@
-//! Measures what the figures of the documentation claim: `bench federation --json FILE`, `bench links --json FILE`.
+//! Measures what the figures of the documentation claim: `bench federation|links|rotation --json FILE`.
 //!
 //! In: the name of a part. Out: one JSON object, on stdout and in FILE. Never: judges a figure; whoever reads it does.
 
@@ -9,6 +9,7 @@ mod links;
 mod member;
 mod path;
 mod propagation;
+mod rotation;
 mod sync;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -16,12 +17,14 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
 
-const USAGE: &str =
-    "usage: bench federation [--json FILE]\n       bench links [--members N] [--idle SECONDS] [--json FILE]";
+const USAGE: &str = "usage: bench federation [--json FILE]\n       bench links [--members N] [--idle SECONDS] [--json FILE]\n       \
+     bench rotation [--rate REQUESTS_A_SECOND] [--json FILE]";
 /// Members of `links`, unless others are asked for.
 const MEMBERS: usize = 2_000;
 /// How long links idle, unless something else is asked for.
 const IDLE: Duration = Duration::from_secs(60);
+/// Requests a second while keys are rotated, unless others are asked for.
+const RATE: usize = 2_000;
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1)) {
@@ -42,6 +45,7 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     }
     let mut file: Option<PathBuf> = None;
     let mut plan = links::Plan { members: MEMBERS, idle: IDLE };
+    let mut rate = RATE;
     while let Some(argument) = arguments.next() {
         let mut number = || {
             arguments.next().with_context(|| format!("{argument} needs a number"))?.parse().context(argument.clone())
@@ -49,6 +53,7 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
         match argument.as_str() {
             "--json" => file = Some(arguments.next().context("--json needs a file")?.into()),
             "--members" => plan.members = number()?,
+            "--rate" => rate = number()?,
             "--idle" => plan.idle = Duration::from_secs(number()? as u64),
             other => bail!("argument {other:?} is not known"),
         }
@@ -61,6 +66,7 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
             figures["propagation_ms"] = runtime.block_on(propagation::measure())?;
             figures
         }
+        "rotation" => Runtime::new()?.block_on(rotation::measure(u32::try_from(rate)?))?,
         "links" => Runtime::new()?.block_on(links::measure(&plan))?,
         other => bail!("part {other:?} is not known"),
     };

@@ -1,8 +1,9 @@
-//! Real gateways over the emulated WAN, measured: `wan propagation` and `wan partition`, as root.
+//! Real gateways over the emulated WAN, measured: `wan propagation`, `wan eviction` and `wan partition`, as root.
 //!
 //! In: how many members, how far apart, how lossy, how broken. Out: one JSON line per measurement; exit code 1 if one
 //! misses its bar, 2 if it could not be made. Never: changes a product's timeouts to make a bar.
 
+mod eviction;
 mod federation;
 mod figures;
 mod member;
@@ -41,6 +42,14 @@ enum Story {
         /// Intentions per measurement.
         #[arg(long, default_value_t = 50)]
         rules: usize,
+    },
+    /// How long an eviction takes until every other member has shut the evicted one out, for every distance.
+    Eviction {
+        #[command(flatten)]
+        common: Common,
+        /// Members that are put out, one after the other.
+        #[arg(long, default_value_t = 5)]
+        evictions: usize,
     },
     /// How long members take to agree after a partition, for every distance and kind.
     Partition {
@@ -109,14 +118,14 @@ async fn run(story: Story) -> Result<bool> {
 impl Story {
     fn common(&self) -> &Common {
         match self {
-            Self::Propagation { common, .. } | Self::Partition { common, .. } => common,
+            Self::Propagation { common, .. } | Self::Eviction { common, .. } | Self::Partition { common, .. } => common,
         }
     }
 
     /// Time that passes behind cuts.
     fn partitions(&self) -> Duration {
         match self {
-            Self::Propagation { .. } => Duration::ZERO,
+            Self::Propagation { .. } | Self::Eviction { .. } => Duration::ZERO,
             Self::Partition { common, kind, seconds } => Duration::from_secs(*seconds)
                 .saturating_mul(u32::try_from(kind.len() * common.rtt.len()).unwrap_or(u32::MAX)),
         }
@@ -149,6 +158,9 @@ async fn measure(federation: &Federation, story: &Story, held: &mut bool) -> Res
                 for &loss in loss {
                     number = say(propagation::tell(federation, rtt, loss, *rules, number).await?);
                 }
+            }
+            Story::Eviction { evictions, .. } => {
+                number = say(eviction::tell(federation, rtt, *evictions, number).await?);
             }
             Story::Partition { kind, seconds, .. } => {
                 federation.wan.change(&federation::distance(rtt))?;

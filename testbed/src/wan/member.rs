@@ -61,6 +61,19 @@ impl Operator {
         Ok(())
     }
 
+    /// Signs that a member is out.
+    pub(crate) async fn evict(&self, cluster: &str) -> Result<()> {
+        self.client().evict_cluster(manage::ClusterRequest { cluster: cluster.into() }).await?;
+        Ok(())
+    }
+
+    /// Whether it takes a member for evicted, by one lawmaker or for good.
+    pub(crate) async fn shuts_out(&self, cluster: &str) -> Result<bool> {
+        let clusters = self.client().list_clusters(manage::ListClustersRequest {}).await?.into_inner().clusters;
+        let state = clusters.into_iter().find(|held| held.name == cluster).map(|held| held.state);
+        Ok(matches!(state.as_deref(), None | Some("suspended" | "evicted")))
+    }
+
     /// Members with whom its link is up.
     pub(crate) async fn links_up(&self) -> Result<BTreeSet<String>> {
         let links = self.client().list_links(manage::ListLinksRequest::default()).await?.into_inner().links;
