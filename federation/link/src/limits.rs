@@ -115,7 +115,7 @@ pub(crate) const REPLICATION_QUEUE: usize = 4_096;
 /// Commands waiting for the driver, a megabyte each at most; those who send wait.
 pub(crate) const DRIVER_QUEUE: usize = 64;
 /// Longest time that receipts wait for room among them.
-pub(crate) const RECEIPTS_WAIT_MAX: Duration = Duration::from_secs(1);
+pub(crate) const RECEIPTS_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Commands that the driver joins into one durable write.
 pub(crate) const DRIVER_BATCH: usize = 64;
 /// Tunnels waiting to be taken by the edge; further ones are reset as overloaded.

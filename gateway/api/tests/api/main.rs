@@ -2,6 +2,7 @@
 
 mod enrolment;
 mod feed;
+mod floods;
 mod manage;
 mod members;
 mod revoking;
