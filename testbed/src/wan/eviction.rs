@@ -4,21 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::sleep;
 
 use crate::{
     federation::{Federation, distance},
     figures::{milliseconds, spread},
+    look::Looks,
     member::Operator,
 };
 
-/// Pause between two looks at one member. What is measured is up to this much too long.
-const LOOK: Duration = Duration::from_millis(5);
-/// How long one may take at all.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Allowed beyond one round trip.
 const BAR_BEYOND: Duration = Duration::from_secs(1);
 
@@ -39,21 +33,19 @@ pub(crate) async fn tell(
         let staying = staying.context("too few members are left: fewer evictions, or more members")?;
         let (lawmaker, victim) = (&all[0], &all[staying]);
         ensure!(!lawmaker.shuts_out(&victim.cluster).await?, "{} is out already", victim.cluster);
-        let started = Instant::now();
-        let mut looking = JoinSet::new();
+        let mut looks = Looks::new(rtt / 2);
         for member in &all[1..staying] {
-            let look = shut_out(member.clone(), victim.cluster.clone(), started, rtt / 2);
-            looking.spawn(async move { timeout(LIMIT, look).await });
+            let victim = victim.cluster.clone();
+            looks.at(member, move |member| {
+                let victim = victim.clone();
+                async move { member.shuts_out(&victim).await }
+            });
         }
         lawmaker.evict(&victim.cluster).await?;
-        let mut last = started.elapsed();
-        while let Some(seen) = looking.join_next().await {
-            let took =
-                seen?.with_context(|| format!("{} is not out everywhere within {LIMIT:?}", victim.cluster))??;
-            members.push(took);
-            last = last.max(took);
-        }
-        everywhere.push(last);
+        let written = looks.elapsed();
+        let took = looks.all().await.with_context(|| format!("{} is not out everywhere", victim.cluster))?;
+        everywhere.push(took.iter().copied().fold(written, Duration::max));
+        members.extend(took);
     }
     let (bar, everywhere) = (rtt + BAR_BEYOND, spread(&mut everywhere));
     let held = everywhere.p99 <= bar;
@@ -68,16 +60,4 @@ pub(crate) async fn tell(
         "held": held,
     });
     Ok((held, told))
-}
-
-/// Looks at one member until it has shut `victim` out, and says how long after `started` that was. It cannot be before
-/// `soonest` has passed: until then nobody bothers the gateway.
-async fn shut_out(member: Operator, victim: String, started: Instant, soonest: Duration) -> Result<Duration> {
-    sleep(soonest).await;
-    loop {
-        if member.shuts_out(&victim).await? {
-            return Ok(started.elapsed());
-        }
-        sleep(LOOK).await;
-    }
 }

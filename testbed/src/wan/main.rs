@@ -6,6 +6,7 @@
 mod eviction;
 mod federation;
 mod figures;
+mod look;
 mod member;
 mod partition;
 mod propagation;

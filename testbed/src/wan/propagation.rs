@@ -4,23 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::sleep;
 
 use crate::{
     federation::{Federation, distance},
     figures::{milliseconds, spread},
-    member::Operator,
+    look::Looks,
 };
 
-/// Pause between two looks at one member. What is measured is up to this much too long.
-const LOOK: Duration = Duration::from_millis(5);
 /// Pause between two intentions.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long one may take at all.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Allowed beyond one round trip when nothing is lost.
 const BAR_BEYOND: Duration = Duration::from_millis(50);
 /// Allowed in all when 1 % is lost.
@@ -45,22 +38,23 @@ pub(crate) async fn tell(
     for rule in 0..rules {
         let source = format!("app{series}-{rule}.shop.{}", writer.cluster);
         let allow = rule % 2 == 0;
-        let started = Instant::now();
-        let mut looking = JoinSet::new();
+        let mut looks = Looks::new(rtt / 2);
         for member in federation.operators().skip(1) {
-            let look = in_force(member.clone(), source.clone(), federation.service.clone(), allow, started, rtt / 2);
-            looking.spawn(async move { timeout(LIMIT, look).await });
+            let (source, service) = (source.clone(), federation.service.clone());
+            looks.at(member, move |member| {
+                let (source, service) = (source.clone(), service.clone());
+                async move {
+                    let (rule, allowed) = member.decision(&source, &service).await?;
+                    Ok(!rule.is_empty() && allowed == allow)
+                }
+            });
         }
         let action = if allow { "allow" } else { "deny" };
         writer.write(&source, &federation.service, action).await?;
-        written.push(started.elapsed());
-        let mut last = Duration::ZERO;
-        while let Some(seen) = looking.join_next().await {
-            let took = seen?.with_context(|| format!("{source} is not in force everywhere within {LIMIT:?}"))??;
-            members.push(took);
-            last = last.max(took);
-        }
-        everywhere.push(last);
+        written.push(looks.elapsed());
+        let took = looks.all().await.with_context(|| format!("{source} is not in force everywhere"))?;
+        everywhere.extend(took.iter().max());
+        members.extend(took);
         sleep(PAUSE).await;
     }
     let bar = if loss > 0.0 { BAR_WITH_LOSS } else { rtt + BAR_BEYOND };
@@ -82,24 +76,4 @@ pub(crate) async fn tell(
         "packets_late": after.late - before.late,
     });
     Ok((held, told))
-}
-
-/// Looks at one member until an intention decides the call, and says how long after `started` that was. It cannot be before
-/// `soonest` has passed: until then nobody bothers the gateway.
-async fn in_force(
-    member: Operator,
-    source: String,
-    service: String,
-    allow: bool,
-    started: Instant,
-    soonest: Duration,
-) -> Result<Duration> {
-    sleep(soonest).await;
-    loop {
-        let (rule, allowed) = member.decision(&source, &service).await?;
-        if !rule.is_empty() && allowed == allow {
-            return Ok(started.elapsed());
-        }
-        sleep(LOOK).await;
-    }
 }
