@@ -16,6 +16,7 @@
 //! ```
 
 mod accept;
+mod compose;
 #[cfg(any(test, feature = "crowd"))]
 pub mod crowd;
 mod endpoint;

@@ -15,12 +15,14 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Incoming, Link, LinkError, Options, Shared, accept, endpoint, join,
+    Incoming, Link, LinkError, Options, Shared, accept,
+    compose::compose,
+    endpoint, join,
     limits::{DRIVER_QUEUE, EVENTS_QUEUE, TUNNELS_QUEUE},
     metrics,
     records::{self, Unfit},
     registry::Registry,
-    replicate::{self, Driver, Start},
+    replicate::{Driver, Start},
     state::{self, State},
     supervisor, tokens,
 };
@@ -234,7 +236,7 @@ fn own_bundle(shared: &Shared) -> TrustBundle {
 }
 
 fn say(shared: &Shared, replica: &mut Replica, audience: Audience, body: Body) -> Result<Authentic<Record>, LinkError> {
-    let record = replicate::compose(shared, replica, audience, body, "start".into());
+    let record = compose(shared, replica, audience, body, "start".into());
     let record = record.map_err(|error| LinkError::Record(error.to_string()))?;
     replica.on_local(record.clone()).map_err(|error| LinkError::Record(error.to_string()))?;
     Ok(record)
