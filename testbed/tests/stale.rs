@@ -85,6 +85,14 @@ async fn until_freshness(cluster: &Cluster, service: &str, wanted: &str, limit: 
     .await
 }
 
+/// East and west, linked, each planned so.
+async fn pair(world: &World, how: fn(Plan) -> Plan) -> Result<(Cluster, Cluster)> {
+    let start = |name| Cluster::start(world, how(Plan::new(name)));
+    let (east, west) = tokio::try_join!(start("east"), start("west"))?;
+    link(&[&east, &west], &[]).await?;
+    Ok((east, west))
+}
+
 async fn until_up(cluster: &Cluster, other: &str, up: bool, limit: Duration) -> Result<()> {
     until(&format!("{}'s link with {other} is up: {up}", cluster.name), limit, async || {
         let state = cluster.link_state(other).await?;
@@ -97,11 +105,7 @@ async fn until_up(cluster: &Cluster, other: &str, up: bool, limit: Duration) -> 
 #[tokio::test]
 async fn each_service_does_what_its_owner_chose_once_the_owner_was_silent_for_the_lease() -> Result<(), Failure> {
     World::tell(Duration::from_secs(150), async |world| {
-        let (east, mut west) = tokio::try_join!(
-            Cluster::start(world, Plan::new("east").inbound()),
-            Cluster::start(world, Plan::new("west").inbound()),
-        )?;
-        link(&[&east, &west], &[]).await?;
+        let (east, mut west) = pair(world, Plan::inbound).await?;
         let web = Workload::by_token(world, &east, "web.shop", None).await?;
         let _payments = serve(world, &west, "payments.billing", "deny").await?;
         let _ledger = serve(world, &west, "ledger.books", "keep").await?;
@@ -168,11 +172,7 @@ async fn each_service_does_what_its_owner_chose_once_the_owner_was_silent_for_th
 #[tokio::test]
 async fn a_member_that_is_killed_or_frozen_is_noticed_within_three_seconds() -> Result<(), Failure> {
     World::tell(Duration::from_secs(120), async |world| {
-        let (east, mut west) = tokio::try_join!(
-            Cluster::start(world, Plan::new("east").inbound()),
-            Cluster::start(world, Plan::new("west").inbound()),
-        )?;
-        link(&[&east, &west], &[]).await?;
+        let (east, mut west) = pair(world, Plan::inbound).await?;
         for harm in ["kill -9 of the gateway", "its edge frozen", "its signer frozen"] {
             until_up(&east, "west", true, CONVERGE).await?;
             let mut frozen = None;
@@ -198,11 +198,7 @@ async fn a_member_that_is_killed_or_frozen_is_noticed_within_three_seconds() -> 
 #[tokio::test]
 async fn a_sidecar_that_lost_its_edge_lets_the_leases_run_out_by_itself() -> Result<(), Failure> {
     World::tell(Duration::from_secs(120), async |world| {
-        let (mut east, west) = tokio::try_join!(
-            Cluster::start(world, Plan::new("east").inbound()),
-            Cluster::start(world, Plan::new("west").inbound()),
-        )?;
-        link(&[&east, &west], &[]).await?;
+        let (mut east, west) = pair(world, Plan::inbound).await?;
         let web = Workload::by_token(world, &east, "web.shop", None).await?;
         let _payments = serve(world, &west, "payments.billing", "deny").await?;
         let _ledger = serve(world, &west, "ledger.books", "keep").await?;
@@ -233,11 +229,7 @@ async fn a_sidecar_that_lost_its_edge_lets_the_leases_run_out_by_itself() -> Res
 #[tokio::test]
 async fn behind_a_cut_a_service_that_denies_is_refused_past_its_lease_and_back_once_it_heals() -> Result<(), Failure> {
     World::tell(Duration::from_secs(120), async |world| {
-        let (east, west) = tokio::try_join!(
-            Cluster::start(world, Plan::new("east").relayed()),
-            Cluster::start(world, Plan::new("west").relayed()),
-        )?;
-        link(&[&east, &west], &[]).await?;
+        let (east, west) = pair(world, Plan::relayed).await?;
         let web = Workload::by_token(world, &east, "web.shop", None).await?;
         let _payments = serve(world, &west, "payments.billing", "deny").await?;
         west.run(&["intention", "allow", "web.shop.east", "payments.billing"]).await?;

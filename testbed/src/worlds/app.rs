@@ -16,19 +16,17 @@ use tokio::{
 /// How long a dial or one exchange may take on a busy machine.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(10);
 
-/// An application within the test that sends back whatever comes. It ends when dropped.
-pub struct EchoApp {
-    /// Where it listens.
-    pub address: SocketAddr,
+/// A listener within the test that serves each connection by itself. It ends when dropped.
+pub(super) struct Served {
+    pub(super) address: SocketAddr,
     task: JoinHandle<()>,
 }
 
-impl EchoApp {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// No port is free.
-    pub async fn start() -> Result<Self> {
+impl Served {
+    pub(super) async fn start<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Result<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
@@ -36,11 +34,8 @@ impl EchoApp {
             loop {
                 tokio::select! {
                     accepted = listener.accept() => {
-                        let Ok((mut stream, _)) = accepted else { continue };
-                        open.spawn(async move {
-                            let (mut read, mut write) = stream.split();
-                            let _ = tokio::io::copy(&mut read, &mut write).await;
-                        });
+                        let Ok((stream, _)) = accepted else { continue };
+                        open.spawn(serve(stream));
                     }
                     Some(_) = open.join_next() => {}
                 }
@@ -50,9 +45,31 @@ impl EchoApp {
     }
 }
 
-impl Drop for EchoApp {
+impl Drop for Served {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// An application within the test that sends back whatever comes. It ends when dropped.
+pub struct EchoApp {
+    /// Where it listens.
+    pub address: SocketAddr,
+    _served: Served,
+}
+
+impl EchoApp {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub async fn start() -> Result<Self> {
+        let served = Served::start(|mut stream| async move {
+            let (mut read, mut write) = stream.split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        });
+        let served = served.await?;
+        Ok(Self { address: served.address, _served: served })
     }
 }
 

@@ -6,7 +6,7 @@
 //! idempotent, and every client in use does that. Everything else that is not an answer counts as failed.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -17,12 +17,12 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::{JoinHandle, JoinSet},
+    net::TcpStream,
+    task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
 
-use super::app::socks5;
+use super::app::{Served, socks5};
 
 /// How long a client waits for its answer. Longer than any hold: what is late is seen as late and not as failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,7 +33,7 @@ const HEAD_BYTES_MAX: usize = 8 * 1024;
 pub struct HttpApp {
     /// Where it listens.
     pub address: SocketAddr,
-    task: JoinHandle<()>,
+    _served: Served,
 }
 
 impl HttpApp {
@@ -42,28 +42,9 @@ impl HttpApp {
     /// # Errors
     /// No port is free.
     pub async fn start() -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let address = listener.local_addr()?;
-        let task = tokio::spawn(async move {
-            let mut open = JoinSet::new();
-            loop {
-                tokio::select! {
-                    accepted = listener.accept() => {
-                        let Ok((stream, _)) = accepted else { continue };
-                        // Whoever leaves within a request is asked about at the other end.
-                        open.spawn(async move { let _ = answer(stream).await; });
-                    }
-                    Some(_) = open.join_next() => {}
-                }
-            }
-        });
-        Ok(Self { address, task })
-    }
-}
-
-impl Drop for HttpApp {
-    fn drop(&mut self) {
-        self.task.abort();
+        // Whoever leaves within a request is asked about at the other end.
+        let served = Served::start(|stream| async move { drop(answer(stream).await) }).await?;
+        Ok(Self { address: served.address, _served: served })
     }
 }
 
